@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -104,8 +104,7 @@ def _versions(backend: Backend, found: Verification) -> list[str]:
 
 
 def _look_at_all(store: BaseStore, reader: ChunkReader) -> None:
-    with suppress(KpstoreError):  # damage is noted when the arrays are read
-        reader.index = store.index
+    reader.read_index = lambda: store.index
     _learn_parts(store, reader)
     for name in store.session.names():
         reader.look_at(name)

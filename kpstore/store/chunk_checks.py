@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -190,6 +191,8 @@ class ChunkReader:
         """Arrays whose checksums cannot be read, so that their chunks cannot be checked."""
         self.index: VideoIndex | None = None
         """Used to name the videos with damage; None if it is not read, or cannot be."""
+        self.read_index: Callable[[], VideoIndex] | None = None
+        """Reads the index at the first damage: most versions have none."""
         self.parts_of: dict[str, list[str]] = {}
         """Parts of the feature that an array belongs to."""
 
@@ -363,14 +366,22 @@ class ChunkReader:
             files=[damage.file] if damage.file else [],
             versions=[self.session.snapshot],
         )
-        if self.index is not None:
-            positions = damage.positions(self.index)
-            problem.videos = self.index.ids[positions].tolist()
+        index = self._found_index()
+        if index is not None:
+            positions = damage.positions(index)
+            problem.videos = index.ids[positions].tolist()
             if damage.axis == "frame":
-                pieces = [damage.frames(self.index, position) for position in positions.tolist()]
+                pieces = [damage.frames(index, position) for position in positions.tolist()]
                 problem.frames = [(piece.start, piece.stop) for piece in pieces]
         self.found.problems.append(problem)
         return problem
+
+    def _found_index(self) -> VideoIndex | None:
+        if self.read_index is not None:
+            with suppress(KpstoreError):  # its damage is noted when its arrays are read
+                self.index = self.read_index()
+            self.read_index = None
+        return self.index
 
     def _seen_again(self, problem: Problem) -> None:
         if self.session.snapshot not in problem.versions:

@@ -44,7 +44,7 @@ def make(location: str, codec: Any, chunk_rows: int) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     where=st.sampled_from(["memory", "icechunk", "hdf5"]),
     codec=st.sampled_from(["raw", "lz4", "zstd"]),
