@@ -83,7 +83,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ReportError(f"no result {path.stem!r}; there are: {known or 'none'}") from None
     except ValueError as error:
         raise ReportError(f"{path.name} is not a result: {error}") from None
-    if not isinstance(result, dict) or not {"command", "machine", "tables"} <= result.keys():
+    if (
+        not isinstance(result, dict)
+        or not {"command", "date", "load_before", "machine", "tables"} <= result.keys()
+        or not all(result["tables"].values())
+    ):
         raise ReportError(f"{path.name} is not a result; write it by --out of a benchmark")
     return result
 

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from kpstore.views.skeletons import Pixels, SkeletonView
     from kpstore.views.whole_videos import VideoView
 
-# What reading does not need is imported where it is used: opening a store waits for the rest. For
-# the same reason, small records of backends are named tuples, defined in an eighth of the time.
+# What reading does not need is imported where it is used: opening a store waits for the rest.
 
 FACES = "faces"
 """Recipe for a store of persons that holds paths only."""

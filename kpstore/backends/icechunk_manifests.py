@@ -68,6 +68,8 @@ def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes | None:
         return None
 
 
+# Small records of what reading imports are named tuples, here and in the modules beside: a
+# dataclass takes eight times as long to define, and every process that opens a store waits for it.
 class ChunkPlace(NamedTuple):
     """Place of the encoded bytes of one chunk: a file of its own, or the manifest.
 

@@ -97,14 +97,15 @@ class IcechunkSession:
                 self._open_together()
             else:
                 self._found = open_arrays(self._group, self._committed_names & {name, TABLE})
-        return self._found.pop(name) if name in self._found else self._group.get(name)
+        found = self._found.pop(name, None)
+        return self._group.get(name) if found is None else found
 
     def _open_together(self) -> None:
         """Open all arrays that are not open, unless they are very many."""
         self._are_together = True
-        names = self._committed_names - self._opened.keys()
+        names = self._committed_names - self._opened.keys() - self._found.keys()
         if len(names) <= _TOGETHER:
-            self._found = open_arrays(self._group, names)
+            self._found |= open_arrays(self._group, names)
 
     def meta(self, name: str) -> ArrayMeta:
         """Return the shape and type of an array; known ones also in forked processes."""

@@ -118,8 +118,9 @@ def _learn_parts(store: BaseStore, reader: ChunkReader) -> None:
 
 def _verify_rules(store: BaseStore, reader: ChunkReader) -> None:
     _learn_parts(store, reader)
+    reader.read_index = lambda: store.index
     try:
-        reader.index = store.index
+        reader.read_index()
     except CorruptError as error:
         found = reader.found
         _look_at_all(store, reader)

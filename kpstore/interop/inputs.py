@@ -28,10 +28,13 @@ def detect_parts(values: NDArray[np.floating], *, zeros: bool) -> NDArray[np.boo
     values : (rows, 143, 3) floats, changed in place.
     zeros : whether zeros stand for missing values, as NaN always does.
     """
+    there = ~np.isnan(values)
+    if zeros:
+        there &= values != 0
     detected = np.empty((len(values), len(PART_SLICES)), dtype=np.bool_)
     for column, points in enumerate(PART_SLICES.values()):
-        part = values[:, points]
-        gone = np.isnan(part) | (part == 0) if zeros else np.isnan(part)
-        detected[:, column] = ~gone.all(axis=(1, 2))
-        part[~detected[:, column]] = np.nan
+        # One axis per row, because numpy is many times slower on several short ones.
+        n_numbers = (points.stop - points.start) * values.shape[2]
+        detected[:, column] = there[:, points].reshape(len(values), n_numbers).any(axis=1)
+        values[~detected[:, column], points] = np.nan
     return detected

@@ -189,10 +189,8 @@ class ChunkReader:
         self._sums: dict[str, NDArray[np.uint64] | None] = {}
         self.unchecked: set[str] = set()
         """Arrays whose checksums cannot be read, so that their chunks cannot be checked."""
-        self.index: VideoIndex | None = None
-        """Used to name the videos with damage; None if it is not read, or cannot be."""
         self.read_index: Callable[[], VideoIndex] | None = None
-        """Reads the index at the first damage: most versions have none."""
+        """Returns the index, to name the videos with damage: most versions have none."""
         self.parts_of: dict[str, list[str]] = {}
         """Parts of the feature that an array belongs to."""
 
@@ -366,7 +364,7 @@ class ChunkReader:
             files=[damage.file] if damage.file else [],
             versions=[self.session.snapshot],
         )
-        index = self._found_index()
+        index = self._index()
         if index is not None:
             positions = damage.positions(index)
             problem.videos = index.ids[positions].tolist()
@@ -376,12 +374,11 @@ class ChunkReader:
         self.found.problems.append(problem)
         return problem
 
-    def _found_index(self) -> VideoIndex | None:
-        if self.read_index is not None:
-            with suppress(KpstoreError):  # its damage is noted when its arrays are read
-                self.index = self.read_index()
-            self.read_index = None
-        return self.index
+    def _index(self) -> VideoIndex | None:
+        """Return the index of the version; None if it is not known, or damaged itself."""
+        with suppress(KpstoreError):  # its damage is noted when its arrays are read
+            return None if self.read_index is None else self.read_index()
+        return None
 
     def _seen_again(self, problem: Problem) -> None:
         if self.session.snapshot not in problem.versions:

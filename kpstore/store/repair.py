@@ -166,15 +166,16 @@ class _Repair:
     def run(self, *, dry_run: bool) -> Repair:
         """Find damage, decide, and commit."""
         store, reader = self._store, self._reader
+        reader.read_index, index = lambda: store.index, None
         with suppress(KpstoreError):
-            reader.index = store.index
+            index = store.index
         self._find_damage()
         done = Repair(
             store.location, store.snapshot, problems=tuple(self._found.problems), dry_run=dry_run
         )
-        if reader.index is None:
+        if index is None:
             return replace(done, left=tuple(self._lost(self._damaged)))
-        plans = self._plans(reader.index)
+        plans = self._plans(index)
         labels = {dim: values for dim, values in self._labels().items() if dim in self._damaged}
         mended = {*labels, *(name for plan in plans for name in plan.damaged)}
         features = tuple(self._described(plan) for plan in plans)

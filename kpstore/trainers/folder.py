@@ -30,6 +30,7 @@ _log = logger(__name__)
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, STEPS, SAMPLES, TENSORBOARD = "metrics.csv", "steps.csv", "samples", "tensorboard"
+_NUMBER = re.compile(r"-?[0-9]{0,18}|-?[0-9.]+(e[-+]?[0-9]+)?|-?inf|nan")
 _STEP_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm")
 
 
@@ -110,17 +111,18 @@ def open_journal(path: Path, columns: Sequence[str], *, up_to_step: int) -> Iter
 def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str]]:
     if not path.is_file():
         return []
-    at, kept, n_read = list(columns).index("step"), [], 0
-    # Rows are numbers, so nothing is quoted; whatever else is there is damage.
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines()[1:]
-    for number, row in enumerate((line.split(",") for line in lines), start=1):
-        is_whole = len(row) == len(columns) and re.fullmatch("[0-9]{1,18}", row[at]) is not None
-        if is_whole and int(row[at]) <= step:
+    at, kept, n_damaged = list(columns).index("step"), [], 0
+    # The last line has no end if the process was killed while it wrote it, after the checkpoint.
+    header, *lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1] or [""]
+    if header.count(",") != len(columns) - 1:
+        n_damaged += 1
+    for row in (line.split(",") for line in lines):
+        if len(row) != len(columns) or not all(map(_NUMBER.fullmatch, row)) or not row[at]:
+            n_damaged += 1
+        elif float(row[at]) <= step:
             kept.append(row)
-            n_read = number
-    # A kill can leave half a line at the end; it lies beyond the checkpoint in any case.
-    if n_read > len(kept):
-        _log.warning("%s: %d damaged lines are left out", path, n_read - len(kept))
+    if n_damaged:
+        _log.warning("%s: damaged lines, %d of them, are left out", path, n_damaged)
     return kept
 
 

@@ -424,6 +424,16 @@ def test_a_damaged_table_of_checksums_is_one_problem_and_labels_are_written_agai
     assert [p.array for p in verify(kpstore.open(location)).problems] == ["points"]
 
 
+def test_damage_is_named_by_the_videos_of_the_version_that_has_it(
+    on_disk: kpstore.Store, tmp_path: Path
+) -> None:
+    old = on_disk.at("first")
+    on_disk.remove(videos=["a"])
+    bad = damaged_copy(old, [("points", 0)], tmp_path / f"damaged{Path(on_disk.location).suffix}")
+    named = [p.videos[:2] for p in verify_all(bad).problems if old.snapshot in p.versions]
+    assert named == [["a", "b"]]
+
+
 def test_a_sound_store_is_sound_in_every_version(on_disk: kpstore.Store) -> None:
     found = verify_all(on_disk.location)
     assert (found.problems, found.lacks, found.snapshot) == ([], "", on_disk.snapshot)

@@ -17,7 +17,7 @@ def goes_on(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("end", [b"", b"4,0.", b"\0\0\0\0", b"\x8d\xff,\n", b"9" * 5000 + b",1\n"])
+@pytest.mark.parametrize("end", [b"", b"4,0.", b"\0\0\0\0", b"\x8d\xff,", b"9" * 5000])
 def test_lines_up_to_the_checkpoint_stay(
     end: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -27,10 +27,21 @@ def test_lines_up_to_the_checkpoint_stay(
     assert not caplog.records
 
 
-def test_damaged_lines_before_the_checkpoint_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"step,loss\n1,0.5\n\x8d,0.25\n3,0.125\n", ["1,0.5", "3,0.125"]),
+        (b"step,loss\n1,0.5\n2,0.25\n,0.125\n4,1e-05\n", ["1,0.5", "2,0.25"]),
+        (b"step,loss\n1,0.5\n2,0\0z25\n3,nan\n", ["1,0.5", "3,nan"]),
+        (b"step,loss\n1,0.5\n%b,0.25\n3,\n" % (b"9" * 5000), ["1,0.5", "3,"]),
+        (b"step,loss1,0.5\n2,0.25\n", ["2,0.25"]),
+    ],
+    ids=["no text", "no step", "no number", "too long", "no header"],
+)
+def test_damaged_lines_are_told(
+    content: bytes, kept: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "steps.csv"
-    path.write_bytes(b"step,loss\n1,0.5\n\x8d,0.25\n3,0.125\n")
-    assert goes_on(path) == ["step,loss", "1,0.5", "3,0.125", "4,0.5"]
-    assert "steps.csv: 1 damaged lines are left out" in caplog.text
+    path.write_bytes(content)
+    assert goes_on(path) == ["step,loss", *kept, "4,0.5"]
+    assert "steps.csv: damaged lines, 1 of them, are left out" in caplog.text

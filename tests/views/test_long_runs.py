@@ -22,12 +22,12 @@ import psutil
 import kpstore
 
 process = psutil.Process()
-for epoch in range(1, 181):
+for epoch in range(1, 241):
     location = sys.argv[1 + epoch % 2]
     store = kpstore.open(location, cache=sys.argv[3] if epoch % 4 > 1 else "off")
     for batch in kpstore.loader(store.frames("points"), 32, epoch=epoch, pool_mib=0.001):
         pass
-    if epoch in (60, 180):
+    if epoch in (60, 240):
         gc.collect()
         print(process.num_fds(), process.num_threads(), process.memory_info().rss // 2**20)
 """

@@ -257,9 +257,10 @@ class NpzDocument(NotedDocument):
     def _rows(self, part: _Part, values: NDArray[np.floating], video_id: str) -> FeatureRows:
         if not self._has_parts:
             return FeatureRows(values)
-        for name, points in PART_SLICES.items():
-            nan = np.isnan(values[:, points])
-            odd = np.flatnonzero(nan.any(axis=(1, 2)) & ~nan.all(axis=(1, 2)))
+        all_nan = np.isnan(values)
+        for name, points in PART_SLICES.items() if all_nan.any() else ():
+            nan = all_nan[:, points].reshape(len(values), -1)
+            odd = np.flatnonzero(nan.any(axis=1) & ~nan.all(axis=1))
             if len(odd):
                 raise InvalidError(
                     f"{part.path}: frame {odd[0]} of video {video_id!r} has NaN in some numbers of "
