@@ -30,7 +30,8 @@ _log = logger(__name__)
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 METRICS, STEPS, SAMPLES, TENSORBOARD = "metrics.csv", "steps.csv", "samples", "tensorboard"
-_NUMBER = re.compile(r"-?[0-9]{0,18}|-?[0-9.]+(e[-+]?[0-9]+)?|-?inf|nan")
+_STEP = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"-?[0-9.]+(e[-+]?[0-9]+)?|-?inf|nan|")
 _STEP_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm")
 
 
@@ -117,9 +118,10 @@ def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str
     if header.count(",") != len(columns) - 1:
         n_damaged += 1
     for row in (line.split(",") for line in lines):
-        if len(row) != len(columns) or not all(map(_NUMBER.fullmatch, row)) or not row[at]:
+        is_whole = len(row) == len(columns) and all(map(_NUMBER.fullmatch, row))
+        if not is_whole or not _STEP.fullmatch(row[at]):
             n_damaged += 1
-        elif float(row[at]) <= step:
+        elif int(row[at]) <= step:
             kept.append(row)
     if n_damaged:
         _log.warning("%s: damaged lines, %d of them, are left out", path, n_damaged)

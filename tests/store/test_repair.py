@@ -428,7 +428,7 @@ def test_damage_is_named_by_the_videos_of_the_version_that_has_it(
     on_disk: kpstore.Store, tmp_path: Path
 ) -> None:
     old = on_disk.at("first")
-    on_disk.remove(videos=["a"])
+    kpstore.open(on_disk.location, mode="a").remove(videos=["a"])
     bad = damaged_copy(old, [("points", 0)], tmp_path / f"damaged{Path(on_disk.location).suffix}")
     named = [p.videos[:2] for p in verify_all(bad).problems if old.snapshot in p.versions]
     assert named == [["a", "b"]]
