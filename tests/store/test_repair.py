@@ -30,7 +30,7 @@ from tests.conftest import location_of, memory_location
 from tests.fakes import FakeExtractor, FakeSource
 from tests.ingest.models import Faces, Portraits
 from tests.store.damage import damaged_copy
-from tests.store.data import fill, rows_of
+from tests.store.data import copy_store, fill, rows_of
 
 DISK_KINDS = ["icechunk", "hdf5"]
 
@@ -427,8 +427,9 @@ def test_a_damaged_table_of_checksums_is_one_problem_and_labels_are_written_agai
 def test_damage_is_named_by_the_videos_of_the_version_that_has_it(
     on_disk: kpstore.Store, tmp_path: Path
 ) -> None:
-    old = on_disk.at("first")
-    kpstore.open(on_disk.location, mode="a").remove(videos=["a"])
+    own = kpstore.open(copy_store(on_disk.location, tmp_path), mode="a")
+    own.remove(videos=["a"])
+    old = own.at("first")
     bad = damaged_copy(old, [("points", 0)], tmp_path / f"damaged{Path(on_disk.location).suffix}")
     named = [p.videos[:2] for p in verify_all(bad).problems if old.snapshot in p.versions]
     assert named == [["a", "b"]]
