@@ -72,22 +72,27 @@ class BlockShuffle:
             # All blocks are in use all the time: no sample has to stay near its block.
             return rng.permutation(n_samples).astype(np.int64)
         runs, within, block_of = self._runs
-        starts, turns = rng.random(len(block_of)), rng.permutation(n_blocks) + 0.5
+        starts = rng.random(len(block_of))
+        turns = (rng.permutation(n_blocks) + 0.5)[block_of]  # of each run
         bits = max(1, (n_samples - 1).bit_length())
         # Packed with the sample's number, keys sort faster than by argsort.
         packed = np.empty(n_samples, dtype=np.int64)
         for first in range(0, n_samples, _PIECE):
-            run = runs[first : first + _PIECE]
+            run = runs[first : first + _PIECE].astype(np.intp)
             at = within[first : first + _PIECE] * _GOLDEN % 1.0
             at += starts[run]
             at %= 1.0
             at -= 0.5
             at *= self.window
-            at += turns[block_of[run]]
+            at += turns[run]
             np.abs(at, out=at)
             at = n_blocks - np.abs(n_blocks - at)
-            keys = (at / n_blocks * 2.0 ** (62 - bits)).astype(np.int64)
-            packed[first : first + _PIECE] = keys << bits | np.arange(first, first + len(run))
+            at /= n_blocks
+            at *= 2.0 ** (62 - bits)
+            keys = at.astype(np.int64)
+            keys <<= bits
+            keys |= np.arange(first, first + len(run))
+            packed[first : first + _PIECE] = keys
         packed.sort()
         packed &= (1 << bits) - 1
         return packed
