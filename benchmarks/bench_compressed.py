@@ -158,7 +158,7 @@ def tables(found: dict[str, Any]) -> dict[str, record.Table]:
     ratios = [
         (
             f"{other}: {work}",
-            *(f"{found[clock][work][other]['times_as_fast']:.2f}" for clock in found),
+            *(record.short(found[clock][work][other]["times_as_fast"]) for clock in found),
         )
         for other in subjects
         if other != OURS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -376,9 +375,11 @@ class ChunkReader:
 
     def _index(self) -> VideoIndex | None:
         """Return the index of the version; None if it is not known, or damaged itself."""
-        with suppress(KpstoreError):  # its damage is noted when its arrays are read
+        try:
             return None if self.read_index is None else self.read_index()
-        return None
+        except KpstoreError:  # its damage is noted when its arrays are read
+            self.read_index = None  # not again for each damaged chunk
+            return None
 
     def _seen_again(self, problem: Problem) -> None:
         if self.session.snapshot not in problem.versions:

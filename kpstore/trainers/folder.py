@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,11 +103,17 @@ def open_journal(path: Path, columns: Sequence[str], *, up_to_step: int) -> Iter
     """Open a CSV file for appending; of its lines, the complete ones up to a step are kept."""
     kept = _lines_up_to(path, columns, up_to_step) if up_to_step else []
     aside = path.with_name(f".{path.name}.aside")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *kept])
+    lines = [_header(columns), *map(",".join, kept)]
+    aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     aside.replace(path)
     with path.open("a", newline="", encoding="utf-8") as file:
         yield Journal(file, columns)
+
+
+def _header(columns: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(columns)  # names of splits may hold commas
+    return line.getvalue()
 
 
 def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str]]:
@@ -115,7 +122,7 @@ def _lines_up_to(path: Path, columns: Sequence[str], step: int) -> list[list[str
     at, kept, n_damaged = list(columns).index("step"), [], 0
     # The last line has no end if the process was killed while it wrote it, after the checkpoint.
     header, *lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1] or [""]
-    if header.count(",") != len(columns) - 1:
+    if header != _header(columns):
         n_damaged += 1
     for row in (line.split(",") for line in lines):
         is_whole = len(row) == len(columns) and all(map(_NUMBER.fullmatch, row))

@@ -27,6 +27,17 @@ def test_lines_up_to_the_checkpoint_stay(
     assert not caplog.records
 
 
+def test_a_split_may_have_a_comma_in_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, columns = tmp_path / "metrics.csv", ("step", "a,b_loss")
+    for step in (0, 1):
+        with open_journal(path, columns, up_to_step=step) as journal:
+            journal.append({"step": step + 1, "a,b_loss": 0.5})
+    assert path.read_text(encoding="utf-8") == 'step,"a,b_loss"\n1,0.5\n2,0.5\n'
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("content", "kept"),
     [
