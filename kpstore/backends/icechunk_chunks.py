@@ -7,7 +7,7 @@ Icechunk writes every chunk to a file of its own, exactly as Zarr encoded it, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import icechunk
@@ -306,6 +306,7 @@ def check_unpacked(array: ZarrArray, chunks: range, places: Sequence[ChunkPlace 
 
 
 There = Callable[[], AbstractContextManager[None]]
+_NOT_READ = (OSError, RuntimeError, ValueError)
 
 
 class LocalChunks:
@@ -349,11 +350,16 @@ class LocalChunks:
         place = self._places[number]
         return None if place is None else FilePiece(place.file, n_more=self._codec.n_check)
 
-    def bring(self, number: int) -> None:
-        """Map a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
-        if self._memory is not None:
-            with self._reading(number):
-                self._memory.bring(number)
+    def bring(self, numbers: Iterable[int]) -> None:
+        """Map chunks; see :class:`kpstore.backends.chunks.Chunks`."""
+        if self._memory is None:
+            return
+        with self._there():
+            for number in numbers:
+                try:
+                    self._memory.bring(number)
+                except _NOT_READ as error:
+                    raise self._unreadable(number, error) from error
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
@@ -370,16 +376,15 @@ class LocalChunks:
         with self._there():
             try:
                 yield
-            except (OSError, RuntimeError, ValueError) as error:
-                raise CorruptError(
-                    f"chunk {number}{self._file_of(number)} cannot be read: {error}"
-                ) from error
+            except _NOT_READ as error:
+                raise self._unreadable(number, error) from error
 
-    def _file_of(self, number: int) -> str:
+    def _unreadable(self, number: int, error: Exception) -> CorruptError:
+        at = ""
         with suppress(ValueError):
             if (place := self._places[number]) is not None:
-                return f" at {place.file}"
-        return ""
+                at = f" at {place.file}"
+        return CorruptError(f"chunk {number}{at} cannot be read: {error}")
 
 
 def local_chunks(

@@ -150,8 +150,8 @@ def _only_file(places: Places | None, chunk: int) -> Path | None:
     for index in places or ():
         if places and index[0] == chunk and not any(index[1:]):
             place = places[index]
-            alone = place.inline is None and not place.offset
-            return place.file if alone and place.file.stat().st_size == place.length else None
+            file, alone = Path(place.file), place.inline is None and not place.offset
+            return file if alone and file.stat().st_size == place.length else None
     return None
 
 

@@ -7,18 +7,19 @@ anything else, the functions return None, and kpstore uses Icechunk instead (doc
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import icechunk
 import numcodecs
 import numpy as np
 from numpy.typing import NDArray
+
+from kpstore.backends.flatbuffers import Numbers, Table, fields_at, offset_of
 
 _MAGIC = "ICE🧊CHUNK".encode()
 _HEADER_BYTES = 39
@@ -30,10 +31,12 @@ _MANIFEST_ARRAYS = 1
 _ARRAY_NODE, _ARRAY_REFS = 0, 1
 _REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = range(6)
 
-_CROCKFORD = bytes.maketrans(
-    b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-)
-"""Translates the digits of RFC 4648's base 32 into Crockford's."""
+_CROCKFORD = np.frombuffer(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ", dtype=np.uint8)
+_NODE_BYTES, _CHUNK_BYTES = 8, 12
+_LOCATED = np.dtype([("name", "S20"), ("offset", "<i8"), ("length", "<i8")])
+"""Where a chunk is in its file; it has no name if the manifest holds its bytes."""
+_AT_ONCE = 256
+"""Number of neighbouring chunks whose places are read at once."""
 
 
 class Node(TypedDict, total=False):
@@ -51,7 +54,6 @@ _NODE_TYPES = {"array", "group"}
 _UNKNOWN = (AttributeError, LookupError, TypeError, ValueError)
 """Errors of reading metadata in an unknown format."""
 _DAMAGED = (*_UNKNOWN, struct.error, OSError, RuntimeError)
-_MOST_AXES = 32
 
 
 def nodes_of(repository: icechunk.Repository, snapshot: str) -> Nodes | None:
@@ -80,7 +82,7 @@ class ChunkPlace(NamedTuple):
     inline : the bytes themselves, if the manifest holds them.
     """
 
-    file: Path
+    file: str
     offset: int = 0
     length: int = 0
     inline: bytes | None = None
@@ -103,7 +105,7 @@ class ChunkPlace(NamedTuple):
         """
         if self.inline is not None:
             return self.inline
-        with self.file.open("rb", buffering=0) as file:
+        with open(self.file, "rb", buffering=0) as file:
             # These numbers come from a file that may be damaged, so they are checked first.
             size = os.fstat(file.fileno()).st_size
             if self.offset + self.length > size:
@@ -188,15 +190,15 @@ def _read_manifest(path: Path) -> bytes:
 def _arrays(manifest: Path, node: str | None = None) -> Iterator[_Refs]:
     """Yield the references of each array in a manifest, or of the one with an id."""
     content = _read_manifest(manifest)
-    for array in _Table.root(content).tables(_MANIFEST_ARRAYS):
-        if node is None or _base32(array.struct(_ARRAY_NODE, 8)) == node:
+    for array in Table.root(content).tables(_MANIFEST_ARRAYS):
+        if node is None or _name(array.fixed(_ARRAY_NODE, _NODE_BYTES)) == node:
             yield _Refs(manifest, content, array)
 
 
 class _Refs:
-    """The references of one array in one manifest, of which each is read when it is asked for.
+    """The references of one array in one manifest, of which some are read when they are asked for.
 
-    There may be many thousands of them, and a reader may want one.
+    There may be many thousands of them, and a reader may want one, or each of them at once.
 
     Parameters
     ----------
@@ -205,52 +207,76 @@ class _Refs:
 
     Attributes
     ----------
-    tables : (references,) int64, offset of each reference's table.
-    indices : (references, axes) uint32, position of its chunk in the grid.
+    indices : (references, axes) int64, position of its chunk in the grid.
     are_files : whether each chunk is a file of its own.
     are_foreign : whether some chunks are parts of another program's files.
     """
 
-    def __init__(self, manifest: Path, content: bytes, array: _Table) -> None:
+    def __init__(self, manifest: Path, content: bytes, array: Table) -> None:
         self._manifest, self._content = manifest, content
-        numbers = _Numbers(content)
-        self.tables = array.table_offsets(_ARRAY_REFS, numbers)
-        layouts = self.tables - numbers.at(self.tables, "<i4")
+        self._folder = f"{manifest.parent.parent / 'chunks'}{os.sep}"
+        numbers = self._numbers = Numbers(content)
+        self._tables = array.table_offsets(_ARRAY_REFS, numbers)
         # References of a kind share the list of where their fields are.
-        fields = {at: _fields_at(content, at) for at in set(layouts.tolist())}
-        if not all(_offset(of, _REF_INDEX) for of in fields.values()):
+        layouts = self._tables - numbers.at(self._tables, "<i4")
+        kinds, self._kinds = np.unique(layouts, return_inverse=True)
+        self._fields = [fields_at(content, at) for at in kinds.tolist()]
+        if not all(offset_of(fields, _REF_INDEX) for fields in self._fields):
             raise ValueError("a chunk without a position")
-        self.are_foreign = any(_offset(of, _REF_LOCATION) for of in fields.values())
-
-        def places(field: int) -> NDArray[np.int64]:
-            by_layout = {at: _offset(of, field) for at, of in fields.items()}
-            return np.array([by_layout[at] for at in layouts.tolist()], dtype=np.int64)
-
-        self.indices = numbers.rows(self.tables + places(_REF_INDEX))
-        offsets = places(_REF_OFFSET)
-        some = offsets > 0
-        self.are_files = (
-            not places(_REF_INLINE).any()
-            and not numbers.at(self.tables[some] + offsets[some], "<u8").any()
+        self.are_foreign = any(offset_of(fields, _REF_LOCATION) for fields in self._fields)
+        every = slice(None)
+        self.indices = numbers.rows(self._tables + self._offsets(every, _REF_INDEX))
+        self.are_files = not (
+            self._offsets(every, _REF_INLINE).any() or self._values(every, _REF_OFFSET).any()
         )
 
-    def files(self) -> Iterator[str]:
-        """Yield the names of the chunks' files."""
-        for ref in (_Table(self._content, table) for table in self.tables.tolist()):
-            if not ref.has(_REF_INLINE) and not ref.has(_REF_LOCATION):
-                yield _base32(ref.struct(_REF_CHUNK, 12))
+    def files(self) -> list[str]:
+        """Return the names of the chunks' files."""
+        return [name.decode() for name in self.located(slice(None))["name"].tolist() if name]
 
-    def place(self, table: int) -> ChunkPlace:
-        """Return where a chunk is; :class:`ValueError` if the manifest is damaged there."""
+    def located(self, which: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Return where some references' chunks are, of :data:`_LOCATED`.
+
+        :class:`ValueError` if the manifest is damaged there.
+        """
+        tables, at = self._tables[which], self._offsets(which, _REF_CHUNK)
+        found = np.zeros(len(tables), dtype=_LOCATED)
+        some = (at > 0) & (self._offsets(which, _REF_INLINE) == 0)
         try:
-            ref = _Table(self._content, table)
-            if ref.has(_REF_INLINE):
-                return ChunkPlace(self._manifest, inline=ref.raw(_REF_INLINE))
-            name = _base32(ref.struct(_REF_CHUNK, 12))
-            file = self._manifest.parent.parent / "chunks" / name
-            return ChunkPlace(file, ref.uint64(_REF_OFFSET), ref.uint64(_REF_LENGTH))
-        except struct.error as error:
+            found["name"][some] = _base32(self._numbers.raw((tables + at)[some], _CHUNK_BYTES))
+            found["offset"] = self._values(which, _REF_OFFSET)
+            found["length"] = self._values(which, _REF_LENGTH)
+        except ValueError as error:
             raise ValueError(f"{self._manifest} is damaged: {error}") from None
+        return found
+
+    def place(self, which: int, located: NDArray[Any]) -> ChunkPlace:
+        """Return where a chunk is, of which :meth:`located` is known; errors as there."""
+        name, offset, length = located.item()
+        if name:
+            return ChunkPlace(self._folder + name.decode(), offset, length)
+        try:
+            ref = Table(self._content, int(self._tables[which]))
+            if not ref.has(_REF_INLINE):
+                raise ValueError("a chunk without a file")
+            return ChunkPlace(str(self._manifest), inline=ref.raw(_REF_INLINE))
+        except (ValueError, struct.error) as error:
+            raise ValueError(f"{self._manifest} is damaged: {error}") from None
+
+    def _offsets(self, which: slice | NDArray[np.int64], field: int) -> NDArray[np.int64]:
+        """Return the offset of a field within the tables of some references; 0 if it is absent."""
+        of = np.array([offset_of(fields, field) for fields in self._fields], dtype=np.int64)
+        found: NDArray[np.int64] = of[self._kinds[which]]
+        return found
+
+    def _values(self, which: slice | NDArray[np.int64], field: int) -> NDArray[np.int64]:
+        """Return a number of some references, which is 0 where it is absent."""
+        tables, offsets = self._tables[which], self._offsets(which, field)
+        some, values = offsets > 0, np.zeros(len(tables), dtype=np.int64)
+        values[some] = self._numbers.at((tables + offsets)[some], "<u8")
+        if (values < 0).any():
+            raise ValueError("a number of more than 63 bits")
+        return values
 
 
 class ChunkPlaces(Mapping[tuple[int, ...], ChunkPlace]):
@@ -258,14 +284,14 @@ class ChunkPlaces(Mapping[tuple[int, ...], ChunkPlace]):
 
     def __init__(self, refs: Iterable[_Refs]) -> None:
         self._at = {
-            tuple(index): (some, table)
+            tuple(index): (some, number)
             for some in refs
-            for index, table in zip(some.indices.tolist(), some.tables.tolist(), strict=True)
+            for number, index in enumerate(some.indices.tolist())
         }
 
     def __getitem__(self, index: tuple[int, ...]) -> ChunkPlace:
-        refs, table = self._at[index]
-        return refs.place(table)
+        refs, number = self._at[index]
+        return refs.place(number, refs.located(np.array([number]))[0])
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         return iter(self._at)
@@ -286,16 +312,16 @@ class RowPlaces:
     def __init__(self, refs: Sequence[_Refs], n_chunks: int) -> None:
         self._refs = refs
         self._manifests = np.zeros(n_chunks, dtype=np.int64)
-        self._tables = np.zeros(n_chunks, dtype=np.int64)
+        self._numbers = np.zeros(n_chunks, dtype=np.int64)
         self.written = np.zeros(n_chunks, dtype=np.bool_)
         for number, some in enumerate(refs):
             rows = some.indices[:, 0]
-            self._manifests[rows], self._tables[rows], self.written[rows] = (
-                number,
-                some.tables,
-                True,
-            )
+            self._manifests[rows], self._numbers[rows] = number, np.arange(len(rows))
+            self.written[rows] = True
         self.are_files = all(some.are_files for some in refs)
+        # A table of a thousand chunks is read as fast as those of ten, one by one.
+        self._located = np.zeros(n_chunks, dtype=_LOCATED)
+        self._is_located = np.zeros(-(-n_chunks // _AT_ONCE), dtype=np.bool_)
 
     def of(self, chunks: range) -> list[ChunkPlace | None] | None:
         """Return the places of some chunks; None if the manifest is damaged there.
@@ -313,105 +339,41 @@ class RowPlaces:
             place = self[chunk]
         except (IndexError, ValueError):  # damage, which whoever reads the chunk is told
             return f"chunk {chunk}"
-        return "no file" if place is None else str(place.file.relative_to(root))
+        return "no file" if place is None else os.path.relpath(place.file, root)
 
     def __getitem__(self, chunk: int) -> ChunkPlace | None:
         if not self.written[chunk]:
             return None
+        group = chunk // _AT_ONCE
+        if not self._is_located[group]:
+            self._locate(group)
         refs = self._refs[int(self._manifests[chunk])]
-        return refs.place(int(self._tables[chunk]))
+        return refs.place(int(self._numbers[chunk]), self._located[chunk])
+
+    def _locate(self, group: int) -> None:
+        """Read the places of neighbouring chunks at once.
+
+        Two threads may do so at the same time: they find the same.
+        """
+        chunks = np.arange(group * _AT_ONCE, (group + 1) * _AT_ONCE)
+        chunks = chunks[: len(self.written) - chunks[0]]
+        chunks = chunks[self.written[chunks]]
+        for number, refs in enumerate(self._refs):
+            mine = chunks[self._manifests[chunks] == number]
+            self._located[mine] = refs.located(self._numbers[mine])
+        self._is_located[group] = True
 
 
-def _base32(raw: bytes) -> str:
-    """Return bytes in Crockford's base 32, which Icechunk uses for names of files."""
-    return base64.b32encode(raw).rstrip(b"=").translate(_CROCKFORD).decode("ascii")
+def _name(raw: bytes) -> str:
+    """Return the name of an array, of which these are the bytes."""
+    return bytes(_base32(np.frombuffer(raw, dtype=np.uint8)[np.newaxis])[0]).decode()
 
 
-def _fields_at(content: bytes, at: int) -> tuple[int, ...]:
-    """Return the offsets of a table's fields within it, from the list at ``at``."""
-    size = struct.unpack_from("<H", content, at)[0]
-    return struct.unpack_from(f"<{max(size - 4, 0) // 2}H", content, at + 4)
-
-
-def _offset(fields: tuple[int, ...], number: int) -> int:
-    """Return the offset of a field within its table; 0 if it is absent."""
-    return fields[number] if number < len(fields) else 0
-
-
-class _Numbers:
-    """Numbers at many places of a FlatBuffers file, which need not be aligned."""
-
-    def __init__(self, content: bytes) -> None:
-        self._bytes = np.frombuffer(content, dtype=np.uint8)
-
-    def at(self, places: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
-        """Return the numbers at some places; :class:`ValueError` if one is outside the file."""
-        size = np.dtype(dtype).itemsize
-        if places.size and not 0 <= places.min() <= places.max() <= len(self._bytes) - size:
-            raise ValueError("an offset leads out of the manifest")
-        found = self._bytes[places[..., np.newaxis] + np.arange(size)]
-        return np.asarray(found.view(dtype)[..., 0], dtype=np.int64)
-
-    def rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return vectors of equally many uint32, (places, items)."""
-        begins = places + self.at(places, "<u4")
-        counts = set(self.at(begins, "<u4").tolist())
-        n_items = max(counts, default=1)
-        if len(counts) > 1 or n_items > _MOST_AXES:
-            raise ValueError("the positions of chunks have several lengths")
-        return self.at(begins[:, np.newaxis] + 4 + 4 * np.arange(n_items), "<u4")
-
-
-class _Table:
-    """A FlatBuffers table: a list of offsets of its fields, any of which may be absent."""
-
-    def __init__(self, content: bytes, at: int) -> None:
-        self._content, self._at = content, at
-        self._fields = _fields_at(content, at - struct.unpack_from("<i", content, at)[0])
-
-    @classmethod
-    def root(cls, content: bytes) -> _Table:
-        return cls(content, struct.unpack_from("<I", content, 0)[0])
-
-    def _field(self, number: int) -> int:
-        """Return the offset of a field; 0 if it is absent."""
-        offset = _offset(self._fields, number)
-        return self._at + offset if offset else 0
-
-    def _vector(self, number: int) -> tuple[int, int]:
-        """Return the offset of a vector's first item, and the number of items."""
-        at = self._field(number)
-        if not at:
-            return 0, 0
-        begin = at + struct.unpack_from("<I", self._content, at)[0]
-        return begin + 4, struct.unpack_from("<I", self._content, begin)[0]
-
-    def has(self, number: int) -> bool:
-        return self._field(number) != 0
-
-    def struct(self, number: int, size: int) -> bytes:
-        at = self._field(number)
-        return self._content[at : at + size]
-
-    def uint64(self, number: int) -> int:
-        at = self._field(number)
-        value: int = struct.unpack_from("<Q", self._content, at)[0] if at else 0
-        return value
-
-    def raw(self, number: int) -> bytes:
-        begin, count = self._vector(number)
-        return self._content[begin : begin + count]
-
-    def tables(self, number: int) -> Iterator[_Table]:
-        begin, count = self._vector(number)
-        for item in range(begin, begin + 4 * count, 4):
-            yield _Table(self._content, item + struct.unpack_from("<I", self._content, item)[0])
-
-    def table_offsets(self, number: int, numbers: _Numbers) -> NDArray[np.int64]:
-        """Return the offsets of many tables, (tables,)."""
-        begin, count = self._vector(number)
-        if 4 * count > len(self._content):
-            raise ValueError("more tables than the manifest has room for")
-        items = begin + 4 * np.arange(count)
-        found: NDArray[np.int64] = items + numbers.at(items, "<u4")
-        return found
+def _base32(raw: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """Return names, (names, bytes), in Crockford's base 32, which Icechunk uses for its files."""
+    n_names, n_bytes = raw.shape
+    n_digits = -(-8 * n_bytes // 5)
+    bits = np.zeros((n_names, n_digits, 5), dtype=np.uint8)
+    bits.reshape(n_names, 5 * n_digits)[:, : 8 * n_bytes] = np.unpackbits(raw, axis=1)
+    digits: NDArray[np.uint8] = bits @ np.array([16, 8, 4, 2, 1], dtype=np.uint8)
+    return _CROCKFORD[digits].view(f"S{n_digits}")[:, 0]

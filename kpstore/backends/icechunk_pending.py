@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import zarr
 from zarr.core.common import concurrent_map
@@ -17,7 +16,7 @@ from kpstore.backends.icechunk_manifests import ChunkPlace
 
 GATHERED_BYTES = 16 * 2**20
 """Encoded chunks of this size are handed over."""
-_NO_FILE = Path()
+_NO_FILE = ""
 
 
 class PendingChunks:

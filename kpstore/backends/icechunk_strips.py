@@ -188,7 +188,7 @@ def rows_in_strips(places: RowPlaces, meta: ArrayMeta) -> int | None:
         place = places[int(np.argmax(places.written))]
         if place is None or place.inline is not None:
             return None
-        with place.file.open("rb", buffering=0) as file:
+        with open(place.file, "rb", buffering=0) as file:
             _, _, block_bytes, _ = BLOSC_HEADER.unpack(file.read(BLOSC_HEADER.size))
     except (OSError, ValueError, struct.error):
         return None  # reading the chunk will say so

@@ -8,7 +8,6 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +32,7 @@ class FilePiece(NamedTuple):
     n_more : for a path, number of bytes after the values, such as those of a checksum.
     """
 
-    file: Path | int
+    file: str | int
     offset: int = 0
     n_more: int = 0
 
@@ -94,7 +93,7 @@ class MappedChunks:
 
     def _place(self, number: int, file: int, piece: FilePiece) -> None:
         size, needed = os.fstat(file).st_size, piece.offset + self._bytes + piece.n_more
-        if size < needed or (size > needed and isinstance(piece.file, Path)):
+        if size < needed or (size > needed and isinstance(piece.file, str)):
             raise ValueError(f"it has {size} bytes, {needed} were expected")
         self._memory.place(file, piece.offset, number * self._bytes, self._bytes)
 

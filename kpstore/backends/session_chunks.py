@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class SessionChunks:
     how = "by the backend's own library"
     strips = None
 
-    def bring(self, number: int) -> None:
+    def bring(self, numbers: Iterable[int]) -> None:
         """Do nothing: what is in memory is there."""
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:

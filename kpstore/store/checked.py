@@ -11,7 +11,7 @@ error (docs/reliability.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -85,14 +85,20 @@ class CheckedMemory:
     ----------
     values : (rows, *row shape), read-only.
     check : when to look.
-    look : called with a chunk's number before its rows are read; may map them, and raises
-        :class:`CorruptError` if they are damaged.
+    look : called with a chunk's number before its rows are read, by several threads; raises
+        :class:`CorruptError` if they are damaged. None if they cannot be.
+    bring : called with the numbers of such chunks before, to put them there; errors as ``look``'s.
     """
 
     def __init__(
-        self, values: NDArray[Any], meta: ArrayMeta, check: Check, look: Callable[[int], None]
+        self,
+        values: NDArray[Any],
+        meta: ArrayMeta,
+        check: Check,
+        look: Callable[[int], None] | None,
+        bring: Callable[[list[int]], None] = lambda numbers: None,
     ) -> None:
-        self.values, self._meta, self._look = values, meta, look
+        self.values, self._meta, self._look, self._bring = values, meta, look, bring
         self._unchecked = UncheckedChunks(check, meta.n_chunks)
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
@@ -106,14 +112,17 @@ class CheckedMemory:
             self._check(np.array(self._meta.chunks_of(start, stop), dtype=np.int64))
 
     def _check(self, numbers: NDArray[np.int64]) -> None:
-        wanted = self._unchecked.to_check(numbers)
-        if len(wanted):
-            for_each(self._look_if_due, wanted.tolist())
+        wanted: list[int] = self._unchecked.to_check(numbers).tolist()
+        if wanted:
+            # All at once, and by one thread: threads would wait for one another at each chunk.
+            self._bring(wanted)
+            for_each(self._look_if_due, wanted)
 
     def _look_if_due(self, number: int) -> None:
         # Another thread may have checked it since: at first all threads want nearly all chunks.
         if self._unchecked.is_due(number):
-            self._look(number)
+            if self._look is not None:
+                self._look(number)
             self._unchecked.seen(number)
 
 
@@ -152,7 +161,10 @@ class CheckedChunks:
         if self.mapped is None or self._check == "always":
             return None
         there = isinstance(self._chunks, SessionChunks)
-        return CheckedMemory(self.mapped, self.meta, "never" if there else "first", self.bring)
+        look = None if self._trusted else self._look
+        return CheckedMemory(
+            self.mapped, self.meta, "never" if there else "first", look, self.bring
+        )
 
     @property
     def strips(self) -> CheckedStrips | None:
@@ -187,14 +199,20 @@ class CheckedChunks:
                 self._compare(number, out[: stop - start])
         self._unchecked.seen(number)
 
-    def bring(self, number: int) -> None:
-        """Map a chunk, and check it if chunks are to be checked."""
+    def bring(self, numbers: Iterable[int]) -> None:
+        """Map chunks, which are not checked."""
+        try:
+            self._chunks.bring(numbers)
+        except CorruptError:
+            for number in numbers:
+                with self._damage_named(number):
+                    self._chunks.bring([number])
+
+    def _look(self, number: int) -> None:
+        """Check a chunk that was mapped."""
         mapped = self.mapped
         assert mapped is not None
         with self._damage_named(number):
-            self._chunks.bring(number)
-            if self._trusted:
-                return
             if self.checksums is None:
                 self._read_through_session(number)
             else:

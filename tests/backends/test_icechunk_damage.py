@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import icechunk
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 import kpstore
-from kpstore.backends import icechunk_chunks, icechunk_manifests, icechunk_table
+from kpstore.backends import flatbuffers, icechunk_chunks, icechunk_table
 from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
 from kpstore.backends.garbage import Before
 from kpstore.backends.icechunk import IcechunkBackend
@@ -349,18 +351,27 @@ def test_numbers_in_a_manifest_that_cannot_be_are_no_crash(
     backend: IcechunkBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bit is enough: an index of impossible length, an offset behind the end of all files."""
-    table = icechunk_manifests._Table
+    numbers = flatbuffers.Numbers.at
     with monkeypatch.context() as patch:
-        patch.setattr(icechunk_manifests, "_MOST_AXES", 0)
+        patch.setattr(flatbuffers, "_MOST_ITEMS", 0)
         np.testing.assert_array_equal(read(backend)[SIZE:], values()[SIZE:])  # by Icechunk itself
-    for huge in (2**41, 2**63):
+    says = {
+        2**41: r"at .* has \d+ bytes, those up to \d+ were",
+        2**63: "read: .* is damaged: a number",
+    }
+    for huge, words in says.items():
+
+        def at(
+            self: Any, places: NDArray[np.int64], dtype: str, huge: int = huge
+        ) -> NDArray[np.int64]:
+            found = numbers(self, places, dtype)
+            return found if dtype != "<u8" else np.full(len(found), huge, np.uint64).astype("<i8")
+
         with monkeypatch.context() as patch:
-            patch.setattr(table, "uint64", lambda *_, huge=huge: huge)
+            patch.setattr(flatbuffers.Numbers, "at", at)
             again = IcechunkBackend(backend.location)
             chunks = again.session(again.branches()[MAIN]).chunks("a")
-            with pytest.raises(
-                CorruptError, match=r"chunk 1 at .* has \d+ bytes, those up to \d+ were expected"
-            ):
+            with pytest.raises(CorruptError, match=f"chunk 1 .*{words}"):
                 chunks.read_into(1, np.empty((SIZE, 200), np.float32))
 
 

@@ -106,7 +106,11 @@ def test_arrays_and_chunks_are_those_of_icechunks_own_reader(backend: IcechunkBa
     assert n_chunks > 50
 
 
-def test_rows_are_those_of_icechunks_own_reader(backend: IcechunkBackend) -> None:
+@pytest.mark.parametrize("at_once", [3, 256])
+def test_rows_are_those_of_icechunks_own_reader(
+    backend: IcechunkBackend, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(icechunk_manifests, "_AT_ONCE", at_once)
     repo = repository(backend)
     for version in all_versions(repo):
         group = zarr.open_group(repo.readonly_session(snapshot_id=version).store, mode="r")
