@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import icechunk
 import numpy as np
@@ -29,10 +29,16 @@ from kpstore.backends.chunks import Strips
 from kpstore.backends.icechunk_codec import HEAD_BYTES, ChunkCodec, ZarrArray
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
-from kpstore.backends.icechunk_strips import BloscStrips, blocksize, encoded, rows_in_strips
+from kpstore.backends.icechunk_strips import (
+    NOT_READ,
+    BloscStrips,
+    blocksize,
+    encoded,
+    rows_in_strips,
+)
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.budget import SPARE_BYTES, VARIABLE
-from kpstore.errors import CorruptError, InvalidError
+from kpstore.errors import CorruptError, InvalidError, KpstoreError
 
 
 def _compressors(meta: ArrayMeta) -> tuple[BytesBytesCodec, ...]:
@@ -306,7 +312,6 @@ def check_unpacked(array: ZarrArray, chunks: range, places: Sequence[ChunkPlace 
 
 
 There = Callable[[], AbstractContextManager[None]]
-_NOT_READ = (OSError, RuntimeError, ValueError)
 
 
 class LocalChunks:
@@ -343,7 +348,7 @@ class LocalChunks:
                 rows,
                 codec.n_check,
                 read_whole=self.read_into,
-                reading=self._reading,
+                unreadable=self._unreadable,
             )
 
     def _piece(self, number: int) -> FilePiece | None:
@@ -354,37 +359,34 @@ class LocalChunks:
         """Map chunks; see :class:`kpstore.backends.chunks.Chunks`."""
         if self._memory is None:
             return
-        with self._there():
-            for number in numbers:
-                try:
-                    self._memory.bring(number)
-                except _NOT_READ as error:
-                    raise self._unreadable(number, error) from error
+        for number in numbers:
+            try:
+                self._memory.bring(number)
+            except NOT_READ as error:
+                raise self._unreadable(number, error) from error
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
         """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
-        with self._reading(number):
+        try:
             place = self._places[number]
             if place is None:
                 out[...] = self._meta.fill
             else:
                 self._codec.decode(place.read(encoded.bytes), out)
+        except NOT_READ as error:
+            raise self._unreadable(number, error) from error
 
-    @contextmanager
-    def _reading(self, number: int) -> Iterator[None]:
-        """Name a chunk, and its file, in the error of what cannot be read."""
-        with self._there():
-            try:
-                yield
-            except _NOT_READ as error:
-                raise self._unreadable(number, error) from error
-
-    def _unreadable(self, number: int, error: Exception) -> CorruptError:
+    def _unreadable(self, number: int, error: Exception) -> KpstoreError:
+        """Return the error of a chunk that cannot be read: it names its file."""
         at = ""
         with suppress(ValueError):
             if (place := self._places[number]) is not None:
                 at = f" at {place.file}"
-        return CorruptError(f"chunk {number}{at} cannot be read: {error}")
+        try:
+            with self._there():
+                raise CorruptError(f"chunk {number}{at} cannot be read: {error}")
+        except KpstoreError as found:
+            return found
 
 
 def local_chunks(

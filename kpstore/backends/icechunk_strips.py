@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk_codec import BLOSC_HEADER
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.scratch import Scratch
+from kpstore.errors import KpstoreError
 
 _LEAST_BYTES = 2**16
 """Blosc makes no smaller blocks of shuffled numbers."""
@@ -30,6 +30,9 @@ _ONE_BLOCK = struct.Struct("<4s4I")
 """The header of a single block, and where that begins."""
 _STORED = 0x02
 """The flag of values that are not compressed: they follow the header as they are."""
+
+NOT_READ = (OSError, RuntimeError, ValueError)
+"""Errors of chunks that cannot be read or decoded."""
 
 encoded = Scratch()
 """Where bytes of chunks are read to, to be decoded at once."""
@@ -80,7 +83,7 @@ class BloscStrips:
     rows : number of rows in a block.
     n_check : number of bytes of the check at the end of each chunk.
     read_whole : decodes a chunk.
-    reading : makes a context in which a chunk is read, which translates errors.
+    unreadable : returns the error of a chunk that cannot be read, from one of :data:`NOT_READ`.
     """
 
     def __init__(
@@ -91,23 +94,25 @@ class BloscStrips:
         n_check: int,
         *,
         read_whole: Callable[[int, NDArray[np.generic]], None],
-        reading: Callable[[int], AbstractContextManager[None]],
+        unreadable: Callable[[int, Exception], KpstoreError],
     ) -> None:
         self.rows = rows
         self._places, self._meta, self._n_check = places, meta, n_check
-        self._read_whole, self._reading = read_whole, reading
+        self._read_whole, self._unreadable = read_whole, unreadable
         self._strip_bytes = rows * meta.row_bytes
         self._cuts: dict[int, _Cut | None] = {}
 
     def read_into(self, number: int, places: Mapping[int, NDArray[np.generic]]) -> None:
         """Decode some blocks; see :class:`kpstore.backends.chunks.Strips`."""
-        with self._reading(number):
+        try:
             place = self._places[number]
             if place is None:
                 for out in places.values():
                     out[...] = self._meta.fill
                 return
             found = self._read(place, number, places)
+        except NOT_READ as error:
+            raise self._unreadable(number, error) from error
         if not found:
             like = next(iter(places.values()))
             whole = np.empty((self._meta.chunk_rows, *like.shape[1:]), dtype=like.dtype)

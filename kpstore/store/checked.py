@@ -11,8 +11,7 @@ error (docs/reliability.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -175,8 +174,10 @@ class CheckedChunks:
     def read_strips(self, number: int, places: Mapping[int, NDArray[Any]], strips: Strips) -> None:
         """Decode strips of a chunk, or all of it, if it has to be checked."""
         if not self._unchecked.is_due(number):
-            with self._damage_named(number):
+            try:
                 strips.read_into(number, places)
+            except CorruptError as error:
+                raise self._named(number, error) from error
             return
         like = next(iter(places.values()))
         memory = _decoded.bytes(self.meta.chunk_rows * self.meta.row_bytes)
@@ -187,7 +188,7 @@ class CheckedChunks:
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk, and check it if it has to be."""
-        with self._damage_named(number):
+        try:
             if not self._unchecked.is_due(number):
                 self._chunks.read_into(number, out)
                 return
@@ -197,6 +198,8 @@ class CheckedChunks:
                 self._chunks.read_into(number, out)
                 start, stop = self.meta.rows_of(number)
                 self._compare(number, out[: stop - start])
+        except CorruptError as error:
+            raise self._named(number, error) from error
         self._unchecked.seen(number)
 
     def bring(self, numbers: Iterable[int]) -> None:
@@ -205,27 +208,26 @@ class CheckedChunks:
             self._chunks.bring(numbers)
         except CorruptError:
             for number in numbers:
-                with self._damage_named(number):
+                try:
                     self._chunks.bring([number])
+                except CorruptError as error:
+                    raise self._named(number, error) from error
 
     def _look(self, number: int) -> None:
         """Check a chunk that was mapped."""
         mapped = self.mapped
         assert mapped is not None
-        with self._damage_named(number):
+        try:
             if self.checksums is None:
                 self._read_through_session(number)
             else:
                 self._compare(number, mapped[slice(*self.meta.rows_of(number))])
-
-    @contextmanager
-    def _damage_named(self, number: int) -> Iterator[None]:
-        """Name array, rows, videos and file in the error of a damaged chunk."""
-        try:
-            yield
         except CorruptError as error:
-            reason = reason_of(error)
-            raise damaged(self._session, self._location, self.name, number, reason) from error
+            raise self._named(number, error) from error
+
+    def _named(self, number: int, error: CorruptError) -> CorruptError:
+        """Return the error of a damaged chunk with array, rows, videos and file."""
+        return damaged(self._session, self._location, self.name, number, reason_of(error))
 
     def _compare(self, number: int, values: NDArray[Any]) -> None:
         assert self.checksums is not None
