@@ -19,6 +19,7 @@ from kpstore.errors import ExistsError, InvalidError, NotFoundError
 from kpstore.interop import outputs
 from kpstore.interop.pickle.forms import recognises
 from kpstore.interop.pickle.read import PickleImport
+from kpstore.interop.pickle.rows import RowMaker
 from kpstore.interop.pickle.write import PickleExport
 from kpstore.interop.transfer import import_document
 from kpstore.schema.feature import FeatureRows, State
@@ -285,6 +286,36 @@ def test_a_part_of_nan_alone_was_not_detected(tmp_path: Path) -> None:
     group["keypoints"][0]["face"] = np.full((68, 3), np.nan)
     store = stored(write(tmp_path / "x.pkl", {"train": group}))
     assert store["keypoints_detected"][0].tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("odd", [None, "list", "double", "more", "none"])
+def test_rows_made_at_once_are_those_made_one_by_one(
+    tmp_path: Path, odd: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``odd`` is what one frame has in place of arrays of float32 of known parts."""
+    raw = raw_of(train={"a": 6, "b": 4})
+    frames = raw["train"]["keypoints"]
+    frames[3]["face"][2] = np.nan
+    frames[4]["pose"][:] = np.nan
+    match odd:
+        case "list":
+            frames[2]["face"] = frames[2]["face"].tolist()
+        case "double":
+            frames[2]["face"] = frames[2]["face"].astype(float)
+        case "more":
+            frames[2]["iris"] = frames[2]["face"]
+        case "none":
+            frames[2] = dict.fromkeys(frames[2])
+    path = write(tmp_path / "x.pkl", raw)
+    notes: list[str] = []
+    store = stored(path, notes)
+    monkeypatch.setattr(RowMaker, "_fill_alike", lambda *_: False)
+    one_by_one: list[str] = []
+    other = stored(path, one_by_one)
+    for name in ("keypoints", "keypoints_detected", "keypoints_state"):
+        np.testing.assert_array_equal(store[name][:], other[name][:])
+    assert notes == one_by_one
+    assert [store.video(name).width for name in "ab"] == [other.video(name).width for name in "ab"]
 
 
 def test_faces_become_a_feature_of_their_own(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class RowMaker:
         self._spec, self._zeros, self._count = spec, zeros, count
         self.gaps: list[int] = []
         self._parts = {"face": slice(0, N_FACE)} if spec.shape[0] == N_FACE else PART_SLICES
+        self._known = {*self._parts, "image_shape"}
 
     def make(
         self, listed: Listed, places: Sequence[int]
@@ -47,16 +48,45 @@ class RowMaker:
         rows = self._spec.empty_rows(len(places))
         failed: dict[int, str] = {}
         sizes: set[tuple[int, int] | None] = set()
-        for number, place in enumerate(places):
-            frame, where = listed.frames[place], f"{listed.place}['keypoints'][{place}]"
+        frames = [listed.frames[place] for place in places]
+        is_filled = self._fill_alike(rows, frames)
+        for number, (place, frame) in enumerate(zip(places, frames, strict=True)):
+            where = f"{listed.place}['keypoints'][{place}]"
             if frame is None:
                 failed[number] = NONE
             elif isinstance(frame, dict):
-                self._fill_parts(rows, number, frame, where)
+                if not is_filled:
+                    self._fill_parts(rows, number, frame, where)
                 sizes.add(_size(frame.get("image_shape"), where))
-            else:
+            elif not is_filled:
                 self._fill_points(rows, number, frame, where)
         return rows, failed, self._agreed(sizes)
+
+    def _fill_alike(self, rows: FeatureRows, frames: Sequence[object]) -> bool:
+        """Fill the rows of all frames at once, which one by one takes several times as long.
+
+        Nothing is filled, and False returned, unless frames are dicts of known parts or None, and
+        parts arrays of one type or None: what is wrong with others is said of each.
+        """
+        dicts = [(row, frame) for row, frame in enumerate(frames) if frame is not None]
+        if not all(type(frame) is dict and frame.keys() <= self._known for _, frame in dicts):
+            return False
+        blocks: list[tuple[str, list[int], NDArray[np.float32]]] = []
+        for part, columns in self._parts.items():
+            there = [
+                (row, points)
+                for row, frame in dicts
+                if (points := frame.get(part)) is not None  # type: ignore[attr-defined]
+            ]
+            block = _stacked([points for _, points in there], (columns.stop - columns.start, 3))
+            if block is None:
+                return False
+            blocks.append((part, [row for row, _ in there], block))
+        for part, places, block in blocks:
+            rows.values[places, self._parts[part]] = block
+            detected = ~np.isnan(block).all(axis=(1, 2))
+            rows.companions[MASK][places, PARTS.index(part)] = detected
+        return True
 
     def _fill_parts(
         self, rows: FeatureRows, number: int, frame: Mapping[str, object], where: str
@@ -128,10 +158,24 @@ class RowMaker:
         )
 
 
+def _stacked(arrays: Sequence[object], shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return arrays of float32 as one; None if one has another shape or type."""
+    if not all(
+        isinstance(one, np.ndarray) and one.shape == shape and one.dtype == np.float32
+        for one in arrays
+    ):
+        return None
+    return np.concatenate([np.empty((0, *shape[1:]), np.float32), *arrays]).reshape(-1, *shape)
+
+
 def _size(shape: object, where: str) -> tuple[int, int] | None:
     """Return (height, width) of an image shape, which has two or three numbers."""
     if shape is None:
         return None
+    if type(shape) is tuple and len(shape) == 2 and all(type(n) is int for n in shape):
+        height, width = shape
+        if 1 <= height < 2**31 and 1 <= width < 2**31:
+            return height, width
     numbers = np.asarray(shape)
     good = numbers.ndim == 1 and len(numbers) in (2, 3) and numbers.dtype.kind in "iu"
     if not good or numbers.min() < 1 or numbers.max() > 2**31 - 1:
