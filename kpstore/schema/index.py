@@ -145,7 +145,9 @@ class VideoIndex:
 
     def video_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the position of the video that holds each row, in the shape of ``rows``."""
-        return (np.searchsorted(self.offsets, rows, side="right") - 1).astype(np.int64)
+        found = np.searchsorted(self.offsets, rows, side="right")
+        found -= 1
+        return found.astype(np.int64, copy=False)
 
     def split_names(self) -> list[str]:
         """Return the splits in order of first appearance."""
@@ -185,9 +187,10 @@ class VideoIndex:
     def rows_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return all rows of the videos at ``positions``, in that order, (frames,) int64."""
         lengths = self.n_frames[positions]
-        starts = np.repeat(self.offsets[positions], lengths)
-        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return (starts + within).astype(np.int64)
+        # How far the rows of each video lie from their places in the result.
+        rows = np.repeat(self.offsets[positions] - (np.cumsum(lengths) - lengths), lengths)
+        rows += np.arange(len(rows))
+        return rows.astype(np.int64, copy=False)
 
 
 def nearest(name: object, names: Iterable[str]) -> str:

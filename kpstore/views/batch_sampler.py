@@ -99,7 +99,7 @@ class BatchSampler:
         return (
             self._blocks.order(rng)
             if self.shuffle == "block"
-            else rng.permutation(len(self.view)).astype(np.int64)
+            else rng.permutation(len(self.view)).astype(np.int64, copy=False)
         )
 
     def __getstate__(self) -> dict[str, Any]:

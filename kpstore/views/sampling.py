@@ -70,7 +70,7 @@ class BlockShuffle:
         n_samples, n_blocks = len(self.blocks), self._n_blocks
         if self.window >= n_blocks:
             # All blocks are in use all the time: no sample has to stay near its block.
-            return rng.permutation(n_samples).astype(np.int64)
+            return rng.permutation(n_samples).astype(np.int64, copy=False)
         runs, within, block_of = self._runs
         starts = rng.random(len(block_of))
         turns = (rng.permutation(n_blocks) + 0.5)[block_of]  # of each run
@@ -100,10 +100,11 @@ class BlockShuffle:
 
 def numbered(keys: Ints) -> Ints:
     """Return for each key the rank of its value among the distinct values, (keys,) int64 from 0."""
-    steps = np.diff(keys)
-    if (steps >= 0).all():  # sorted already, as in a view of whole splits
-        return np.concatenate([np.zeros(min(1, len(keys)), dtype=np.int64), np.cumsum(steps > 0)])
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    if (keys[1:] >= keys[:-1]).all():  # sorted already, as in a view of whole splits
+        ranks = np.zeros(len(keys), dtype=np.int64)
+        np.cumsum(keys[1:] > keys[:-1], out=ranks[1:])
+        return ranks
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)
