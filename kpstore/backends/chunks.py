@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -56,13 +56,13 @@ class Chunks(Protocol):
     def strips(self) -> Strips | None:
         """Parts of chunks that are decoded alone; None where only whole chunks are."""
 
-    def bring(self, numbers: Iterable[int]) -> None:
-        """Make the rows of some chunks those of :attr:`mapped`, for this process and its forks.
+    def bring(self, number: int) -> None:
+        """Make a chunk's rows those of :attr:`mapped`, for this process and later forks of it.
 
         Raises
         ------
         CorruptError
-            If a chunk cannot be read; those after it are not brought then.
+            If the chunk cannot be read.
         """
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:

@@ -1,6 +1,6 @@
 """FlatBuffers, read directly: tables one by one, and numbers of very many tables at once.
 
-Offsets are followed within the file only: what leads out of it is an error
+What leads out of the file is an error, :class:`ValueError` or :class:`struct.error`
 (https://flatbuffers.dev/internals/).
 """
 
@@ -12,12 +12,15 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+_OUTSIDE = "an offset leads out of the file"
 _MOST_ITEMS = 32
 """Of a vector that :meth:`Numbers.rows` reads."""
 
 
 def fields_at(content: bytes, at: int) -> tuple[int, ...]:
     """Return the offsets of a table's fields within it, from the list at ``at``."""
+    if at < 0:
+        raise ValueError(_OUTSIDE)
     size = struct.unpack_from("<H", content, at)[0]
     return struct.unpack_from(f"<{max(size - 4, 0) // 2}H", content, at + 4)
 
@@ -38,10 +41,14 @@ class Numbers:
         found = self.raw(places, np.dtype(dtype).itemsize)
         return np.asarray(found.view(dtype)[..., 0], dtype=np.int64)
 
+    def are_inside(self, places: NDArray[np.int64], n_bytes: int) -> NDArray[np.bool_]:
+        """Return whether so many bytes at some places are in the file."""
+        return np.asarray((places >= 0) & (places <= len(self._bytes) - n_bytes), dtype=np.bool_)
+
     def raw(self, places: NDArray[np.int64], n_bytes: int) -> NDArray[np.uint8]:
         """Return so many bytes at some places, (places, bytes); errors as for :meth:`at`."""
-        if places.size and not 0 <= places.min() <= places.max() <= len(self._bytes) - n_bytes:
-            raise ValueError("an offset leads out of the file")
+        if not self.are_inside(places, n_bytes).all():
+            raise ValueError(_OUTSIDE)
         found: NDArray[np.uint8] = self._bytes[places[..., np.newaxis] + np.arange(n_bytes)]
         return found
 
@@ -86,13 +93,17 @@ class Table:
 
     def fixed(self, number: int, size: int) -> bytes:
         """Return the bytes of a field of a fixed size, which lie in the table itself."""
-        at = self._field(number)
-        return self._content[at : at + size]
+        return self._bytes(self._field(number), size)
 
     def raw(self, number: int) -> bytes:
         """Return the bytes of a vector."""
-        begin, count = self._vector(number)
-        return self._content[begin : begin + count]
+        return self._bytes(*self._vector(number))
+
+    def _bytes(self, at: int, size: int) -> bytes:
+        found = self._content[at : at + size]
+        if len(found) != size:
+            raise ValueError(_OUTSIDE)
+        return found
 
     def tables(self, number: int) -> Iterator[Table]:
         """Yield the tables of a vector."""

@@ -6,7 +6,7 @@ import copy
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,7 +370,7 @@ class _LibraryChunks:
     how = "by the backend's own library"
     strips = None
 
-    def bring(self, numbers: Iterable[int]) -> None:
+    def bring(self, number: int) -> None:
         """Do nothing: nothing is mapped."""
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:
@@ -400,11 +400,9 @@ class _RawChunks:
         at = self._places[number]
         return None if at is None else FilePiece(self._handle, at)
 
-    def bring(self, numbers: Iterable[int]) -> None:
-        """Map chunks; see :class:`kpstore.backends.chunks.Chunks`."""
-        if self._memory is None:
-            return
-        for number in numbers:
+    def bring(self, number: int) -> None:
+        """Map a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
+        if self._memory is not None:
             try:
                 self._memory.bring(number)
             except (OSError, ValueError) as error:

@@ -7,8 +7,8 @@ Icechunk writes every chunk to a file of its own, exactly as Zarr encoded it, an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import icechunk
 import numpy as np
@@ -38,7 +38,7 @@ from kpstore.backends.icechunk_strips import (
 )
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.budget import SPARE_BYTES, VARIABLE
-from kpstore.errors import CorruptError, InvalidError, KpstoreError
+from kpstore.errors import CorruptError, InvalidError
 
 
 def _compressors(meta: ArrayMeta) -> tuple[BytesBytesCodec, ...]:
@@ -311,9 +311,6 @@ def check_unpacked(array: ZarrArray, chunks: range, places: Sequence[ChunkPlace 
             )
 
 
-There = Callable[[], AbstractContextManager[None]]
-
-
 class LocalChunks:
     """The chunks of an array, read from files that never change, without Icechunk and Zarr.
 
@@ -323,7 +320,8 @@ class LocalChunks:
     meta : shape and type of the array.
     codec : decodes chunks; their CRC-32C is not compared
         (:class:`~kpstore.backends.chunks.Chunks`).
-    there : makes a context in which reading fails in other words if the version was removed.
+    check_there : raises :class:`NotFoundError` if the version was removed; called when a chunk
+        cannot be read.
     """
 
     how = "from their files"
@@ -333,9 +331,10 @@ class LocalChunks:
         places: RowPlaces,
         meta: ArrayMeta,
         codec: ChunkCodec,
-        there: There = nullcontext,
+        check_there: Callable[[], None] = lambda: None,
     ) -> None:
-        self._places, self._meta, self._codec, self._there = places, meta, codec, there
+        self._places, self._meta, self._codec = places, meta, codec
+        self._check_there = check_there
         raw = meta.codec == "raw" and places.are_files
         self._memory = map_chunks(self._piece, meta) if raw else None
         self.mapped = None if self._memory is None else self._memory.values
@@ -355,11 +354,9 @@ class LocalChunks:
         place = self._places[number]
         return None if place is None else FilePiece(place.file, n_more=self._codec.n_check)
 
-    def bring(self, numbers: Iterable[int]) -> None:
-        """Map chunks; see :class:`kpstore.backends.chunks.Chunks`."""
-        if self._memory is None:
-            return
-        for number in numbers:
+    def bring(self, number: int) -> None:
+        """Map a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
+        if self._memory is not None:
             try:
                 self._memory.bring(number)
             except NOT_READ as error:
@@ -376,21 +373,21 @@ class LocalChunks:
         except NOT_READ as error:
             raise self._unreadable(number, error) from error
 
-    def _unreadable(self, number: int, error: Exception) -> KpstoreError:
-        """Return the error of a chunk that cannot be read: it names its file."""
+    def _unreadable(self, number: int, error: Exception) -> CorruptError:
+        """Return the error of a chunk that cannot be read, or raise that of a removed version."""
         at = ""
         with suppress(ValueError):
             if (place := self._places[number]) is not None:
                 at = f" at {place.file}"
-        try:
-            with self._there():
-                raise CorruptError(f"chunk {number}{at} cannot be read: {error}")
-        except KpstoreError as found:
-            return found
+        self._check_there()
+        return CorruptError(f"chunk {number}{at} cannot be read: {error}")
 
 
 def local_chunks(
-    places: RowPlaces | None, array: ZarrArray, meta: ArrayMeta, there: There = nullcontext
+    places: RowPlaces | None,
+    array: ZarrArray,
+    meta: ArrayMeta,
+    check_there: Callable[[], None] = lambda: None,
 ) -> LocalChunks | None:
     """Return the chunks of an array of a local repository; None if only Zarr can read them.
 
@@ -399,4 +396,4 @@ def local_chunks(
     codec = ChunkCodec.of(array)
     if codec is None or codec.is_text or places is None:
         return None
-    return LocalChunks(places, meta, codec, there)
+    return LocalChunks(places, meta, codec, check_there)

@@ -178,13 +178,17 @@ class IcechunkDirectory:
         try:
             yield
         except (CorruptError, NotFoundError, OSError, icechunk.IcechunkError):
-            self._check_in_place()
-            if self.records.was_removed(snapshot):
-                raise NotFoundError(
-                    f"version {snapshot} of {self.location} was removed ('kpstore gc' or 'kpstore "
-                    "remove') after it had been opened; open the store again"
-                ) from None
+            self.check_there(snapshot)
             raise
+
+    def check_there(self, snapshot: str) -> None:
+        """Raise :class:`NotFoundError` if a version or its store was removed."""
+        self._check_in_place()
+        if self.records.was_removed(snapshot):
+            raise NotFoundError(
+                f"version {snapshot} of {self.location} was removed ('kpstore gc' or 'kpstore "
+                "remove') after it had been opened; open the store again"
+            ) from None
 
     # -- commits -----------------------------------------------------------------------------------
 

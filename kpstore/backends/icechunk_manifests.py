@@ -33,8 +33,9 @@ _REF_INDEX, _REF_INLINE, _REF_OFFSET, _REF_LENGTH, _REF_CHUNK, _REF_LOCATION = r
 
 _CROCKFORD = np.frombuffer(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ", dtype=np.uint8)
 _NODE_BYTES, _CHUNK_BYTES = 8, 12
-_LOCATED = np.dtype([("name", "S20"), ("offset", "<i8"), ("length", "<i8")])
-"""Where a chunk is in its file; it has no name if the manifest holds its bytes."""
+_NOWHERE, _FILE, _ELSEWHERE = range(3)
+_LOCATED = np.dtype([("kind", "i1"), ("name", "S20"), ("offset", "<i8"), ("length", "<i8")])
+"""Where a chunk is: nowhere, in the file of that name, in the manifest or in others' files."""
 _AT_ONCE = 256
 """Number of neighbouring chunks whose places are read at once."""
 
@@ -224,58 +225,63 @@ class _Refs:
         if not all(offset_of(fields, _REF_INDEX) for fields in self._fields):
             raise ValueError("a chunk without a position")
         self.are_foreign = any(offset_of(fields, _REF_LOCATION) for fields in self._fields)
-        every = slice(None)
-        self.indices = numbers.rows(self._tables + self._offsets(every, _REF_INDEX))
+        everywhere = np.arange(len(self._tables))
+        self.indices = numbers.rows(self._tables + self._offsets(everywhere, _REF_INDEX))
         self.are_files = not (
-            self._offsets(every, _REF_INLINE).any() or self._values(every, _REF_OFFSET).any()
+            self._offsets(everywhere, _REF_INLINE).any()
+            or self._values(everywhere, _REF_OFFSET).any()
         )
 
     def files(self) -> list[str]:
-        """Return the names of the chunks' files."""
-        return [name.decode() for name in self.located(slice(None))["name"].tolist() if name]
+        """Return the names of the chunks' files; :class:`ValueError` if one is damaged."""
+        found = self.located(np.arange(len(self._tables)))
+        if (found["kind"] == _NOWHERE).any():
+            raise ValueError(f"{self._manifest} is damaged")
+        return [name.decode() for name in found["name"].tolist() if name]
 
-    def located(self, which: slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Return where some references' chunks are, of :data:`_LOCATED`.
-
-        :class:`ValueError` if the manifest is damaged there.
-        """
+    def located(self, which: NDArray[np.int64]) -> NDArray[Any]:
+        """Return where the chunks of some references, by their numbers, are: :data:`_LOCATED`."""
         tables, at = self._tables[which], self._offsets(which, _REF_CHUNK)
-        found = np.zeros(len(tables), dtype=_LOCATED)
-        some = (at > 0) & (self._offsets(which, _REF_INLINE) == 0)
-        try:
-            found["name"][some] = _base32(self._numbers.raw((tables + at)[some], _CHUNK_BYTES))
-            found["offset"] = self._values(which, _REF_OFFSET)
-            found["length"] = self._values(which, _REF_LENGTH)
-        except ValueError as error:
-            raise ValueError(f"{self._manifest} is damaged: {error}") from None
+        found = np.zeros(len(which), dtype=_LOCATED)
+        found["offset"] = self._values(which, _REF_OFFSET)
+        found["length"] = self._values(which, _REF_LENGTH)
+        inline, foreign = (self._offsets(which, of) > 0 for of in (_REF_INLINE, _REF_LOCATION))
+        named = (at > 0) & ~inline & self._numbers.are_inside(tables + at, _CHUNK_BYTES)
+        found["name"][named] = _base32(self._numbers.raw((tables + at)[named], _CHUNK_BYTES))
+        # One damaged reference is no reason to refuse those beside it.
+        bad = ~(named | inline | foreign) | (found["offset"] < 0) | (found["length"] < 0)
+        found["kind"] = np.select([bad, named], [_NOWHERE, _FILE], _ELSEWHERE)
         return found
 
-    def place(self, which: int, located: NDArray[Any]) -> ChunkPlace:
-        """Return where a chunk is, of which :meth:`located` is known; errors as there."""
-        name, offset, length = located.item()
-        if name:
+    def place(self, number: int, located: NDArray[Any]) -> ChunkPlace:
+        """Return where a reference's chunk is, for which :meth:`located` was called.
+
+        :class:`ValueError` if the reference is damaged.
+        """
+        kind, name, offset, length = located.item()
+        if kind == _FILE:
             return ChunkPlace(self._folder + name.decode(), offset, length)
         try:
-            ref = Table(self._content, int(self._tables[which]))
-            if not ref.has(_REF_INLINE):
-                raise ValueError("a chunk without a file")
-            return ChunkPlace(str(self._manifest), inline=ref.raw(_REF_INLINE))
+            if kind == _NOWHERE:
+                raise ValueError("a chunk that is nowhere")
+            content = Table(self._content, int(self._tables[number])).raw(_REF_INLINE)
+            return ChunkPlace(str(self._manifest), inline=content)
         except (ValueError, struct.error) as error:
             raise ValueError(f"{self._manifest} is damaged: {error}") from None
 
-    def _offsets(self, which: slice | NDArray[np.int64], field: int) -> NDArray[np.int64]:
+    def _offsets(self, which: NDArray[np.int64], field: int) -> NDArray[np.int64]:
         """Return the offset of a field within the tables of some references; 0 if it is absent."""
         of = np.array([offset_of(fields, field) for fields in self._fields], dtype=np.int64)
         found: NDArray[np.int64] = of[self._kinds[which]]
         return found
 
-    def _values(self, which: slice | NDArray[np.int64], field: int) -> NDArray[np.int64]:
-        """Return a number of some references, which is 0 where it is absent."""
+    def _values(self, which: NDArray[np.int64], field: int) -> NDArray[np.int64]:
+        """Return a number of some references: 0 where it is absent, negative if it cannot be."""
         tables, offsets = self._tables[which], self._offsets(which, field)
-        some, values = offsets > 0, np.zeros(len(tables), dtype=np.int64)
+        inside = self._numbers.are_inside(tables + offsets, 8)
+        some, values = (offsets > 0) & inside, np.zeros(len(which), dtype=np.int64)
         values[some] = self._numbers.at((tables + offsets)[some], "<u8")
-        if (values < 0).any():
-            raise ValueError("a number of more than 63 bits")
+        values[~inside] = -1
         return values
 
 
@@ -319,7 +325,7 @@ class RowPlaces:
             self._manifests[rows], self._numbers[rows] = number, np.arange(len(rows))
             self.written[rows] = True
         self.are_files = all(some.are_files for some in refs)
-        # A table of a thousand chunks is read as fast as those of ten, one by one.
+        # Read in groups: a hundred places together take as long as ten, one by one.
         self._located = np.zeros(n_chunks, dtype=_LOCATED)
         self._is_located = np.zeros(-(-n_chunks // _AT_ONCE), dtype=np.bool_)
 

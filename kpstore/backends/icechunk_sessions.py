@@ -214,7 +214,7 @@ class IcechunkReadSession(IcechunkSession):
     def chunks(self, name: str) -> Chunks:
         """Return the chunks of an array, read from their files where possible."""
         if name not in self._chunks:
-            there = partial(self._home.there, self.snapshot)
-            found = local_chunks(self._located(name), *self._open(name), there)
+            check_there = partial(self._home.check_there, self.snapshot)
+            found = local_chunks(self._located(name), *self._open(name), check_there)
             self._chunks[name] = found or SessionChunks(self, name)
         return self._chunks[name]

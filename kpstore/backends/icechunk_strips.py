@@ -20,7 +20,7 @@ from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk_codec import BLOSC_HEADER
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.scratch import Scratch
-from kpstore.errors import KpstoreError
+from kpstore.errors import CorruptError
 
 _LEAST_BYTES = 2**16
 """Blosc makes no smaller blocks of shuffled numbers."""
@@ -94,7 +94,7 @@ class BloscStrips:
         n_check: int,
         *,
         read_whole: Callable[[int, NDArray[np.generic]], None],
-        unreadable: Callable[[int, Exception], KpstoreError],
+        unreadable: Callable[[int, Exception], CorruptError],
     ) -> None:
         self.rows = rows
         self._places, self._meta, self._n_check = places, meta, n_check

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +25,7 @@ class SessionChunks:
     how = "by the backend's own library"
     strips = None
 
-    def bring(self, numbers: Iterable[int]) -> None:
+    def bring(self, number: int) -> None:
         """Do nothing: what is in memory is there."""
 
     def read_into(self, number: int, out: NDArray[np.generic]) -> None:

@@ -11,7 +11,7 @@ error (docs/reliability.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -84,20 +84,14 @@ class CheckedMemory:
     ----------
     values : (rows, *row shape), read-only.
     check : when to look.
-    look : called with a chunk's number before its rows are read, by several threads; raises
-        :class:`CorruptError` if they are damaged. None if they cannot be.
-    bring : called with the numbers of such chunks before, to put them there; errors as ``look``'s.
+    look : called with a chunk's number before its rows are read; may map them, and raises
+        :class:`CorruptError` if they are damaged.
     """
 
     def __init__(
-        self,
-        values: NDArray[Any],
-        meta: ArrayMeta,
-        check: Check,
-        look: Callable[[int], None] | None,
-        bring: Callable[[list[int]], None] = lambda numbers: None,
+        self, values: NDArray[Any], meta: ArrayMeta, check: Check, look: Callable[[int], None]
     ) -> None:
-        self.values, self._meta, self._look, self._bring = values, meta, look, bring
+        self.values, self._meta, self._look = values, meta, look
         self._unchecked = UncheckedChunks(check, meta.n_chunks)
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
@@ -111,17 +105,14 @@ class CheckedMemory:
             self._check(np.array(self._meta.chunks_of(start, stop), dtype=np.int64))
 
     def _check(self, numbers: NDArray[np.int64]) -> None:
-        wanted: list[int] = self._unchecked.to_check(numbers).tolist()
-        if wanted:
-            # All at once, and by one thread: threads would wait for one another at each chunk.
-            self._bring(wanted)
-            for_each(self._look_if_due, wanted)
+        wanted = self._unchecked.to_check(numbers)
+        if len(wanted):
+            for_each(self._look_if_due, wanted.tolist())
 
     def _look_if_due(self, number: int) -> None:
         # Another thread may have checked it since: at first all threads want nearly all chunks.
         if self._unchecked.is_due(number):
-            if self._look is not None:
-                self._look(number)
+            self._look(number)
             self._unchecked.seen(number)
 
 
@@ -160,10 +151,7 @@ class CheckedChunks:
         if self.mapped is None or self._check == "always":
             return None
         there = isinstance(self._chunks, SessionChunks)
-        look = None if self._trusted else self._look
-        return CheckedMemory(
-            self.mapped, self.meta, "never" if there else "first", look, self.bring
-        )
+        return CheckedMemory(self.mapped, self.meta, "never" if there else "first", self.bring)
 
     @property
     def strips(self) -> CheckedStrips | None:
@@ -202,22 +190,14 @@ class CheckedChunks:
             raise self._named(number, error) from error
         self._unchecked.seen(number)
 
-    def bring(self, numbers: Iterable[int]) -> None:
-        """Map chunks, which are not checked."""
-        try:
-            self._chunks.bring(numbers)
-        except CorruptError:
-            for number in numbers:
-                try:
-                    self._chunks.bring([number])
-                except CorruptError as error:
-                    raise self._named(number, error) from error
-
-    def _look(self, number: int) -> None:
-        """Check a chunk that was mapped."""
+    def bring(self, number: int) -> None:
+        """Map a chunk, and check it if chunks are to be checked."""
         mapped = self.mapped
         assert mapped is not None
         try:
+            self._chunks.bring(number)
+            if self._trusted:
+                return
             if self.checksums is None:
                 self._read_through_session(number)
             else:

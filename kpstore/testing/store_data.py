@@ -79,5 +79,6 @@ def mapped_rows(session: ReadSession, name: str) -> NDArray[np.generic] | None:
     """Return all rows of an array in memory; None if its session has not mapped them."""
     chunks = session.chunks(name)
     if chunks.mapped is not None:
-        chunks.bring(range(session.meta(name).n_chunks))
+        for number in range(session.meta(name).n_chunks):
+            chunks.bring(number)
     return chunks.mapped

@@ -303,9 +303,7 @@ def test_a_torn_chunk_is_said_and_never_read_as_something_else(
     chunks, out = backend.session(snapshot).chunks("a"), np.empty((1024, 4), np.float32)
     assert (chunks.mapped is not None) == (codec == "raw")
     ways = [lambda number: chunks.read_into(number, out)]
-    if codec == "raw":
-        ways.append(lambda number: chunks.bring([number]))
-    for read in ways:
+    for read in [*ways, *([chunks.bring] if codec == "raw" else [])]:
         failures = []
         for number in range(4):
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class StoredChunks:
         self._view = view
         self.mapped = view.files if view._mapped else None
 
-    def bring(self, numbers: Iterable[int]) -> None:
+    def bring(self, number: int) -> None:
         pass
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:

@@ -36,7 +36,6 @@ class RowMaker:
         self._spec, self._zeros, self._count = spec, zeros, count
         self.gaps: list[int] = []
         self._parts = {"face": slice(0, N_FACE)} if spec.shape[0] == N_FACE else PART_SLICES
-        self._known = {*self._parts, "image_shape"}
 
     def make(
         self, listed: Listed, places: Sequence[int]
@@ -49,43 +48,53 @@ class RowMaker:
         failed: dict[int, str] = {}
         sizes: set[tuple[int, int] | None] = set()
         frames = [listed.frames[place] for place in places]
-        is_filled = self._fill_alike(rows, frames)
-        for number, (place, frame) in enumerate(zip(places, frames, strict=True)):
-            where = f"{listed.place}['keypoints'][{place}]"
+        if not self._fill_alike(rows, frames):
+            for number, frame in enumerate(frames):
+                where = f"{listed.place}['keypoints'][{places[number]}]"
+                if isinstance(frame, dict):
+                    self._fill_parts(rows, number, frame, where)
+                elif frame is not None:
+                    self._fill_points(rows, number, frame, where)
+        for number, frame in enumerate(frames):
             if frame is None:
                 failed[number] = NONE
             elif isinstance(frame, dict):
-                if not is_filled:
-                    self._fill_parts(rows, number, frame, where)
+                where = f"{listed.place}['keypoints'][{places[number]}]"
                 sizes.add(_size(frame.get("image_shape"), where))
-            elif not is_filled:
-                self._fill_points(rows, number, frame, where)
         return rows, failed, self._agreed(sizes)
 
     def _fill_alike(self, rows: FeatureRows, frames: Sequence[object]) -> bool:
         """Fill the rows of all frames at once, which one by one takes several times as long.
 
         Nothing is filled, and False returned, unless frames are dicts of known parts or None, and
-        parts arrays of one type or None: what is wrong with others is said of each.
+        parts arrays of float32 or None: what is wrong with others is said of each.
         """
+        known = {*self._parts, "image_shape"}
         dicts = [(row, frame) for row, frame in enumerate(frames) if frame is not None]
-        if not all(type(frame) is dict and frame.keys() <= self._known for _, frame in dicts):
+        if not all(type(frame) is dict and frame.keys() <= known for _, frame in dicts):
             return False
-        blocks: list[tuple[str, list[int], NDArray[np.float32]]] = []
+        found: dict[str, dict[int, NDArray[np.float32]]] = {}
         for part, columns in self._parts.items():
-            there = [
-                (row, points)
+            shape = (columns.stop - columns.start, 3)
+            found[part] = {
+                row: points
                 for row, frame in dicts
                 if (points := frame.get(part)) is not None  # type: ignore[attr-defined]
-            ]
-            block = _stacked([points for _, points in there], (columns.stop - columns.start, 3))
-            if block is None:
-                return False
-            blocks.append((part, [row for row, _ in there], block))
-        for part, places, block in blocks:
-            rows.values[places, self._parts[part]] = block
-            detected = ~np.isnan(block).all(axis=(1, 2))
-            rows.companions[MASK][places, PARTS.index(part)] = detected
+            }
+            for points in found[part].values():
+                if not (
+                    isinstance(points, np.ndarray)
+                    and points.shape == shape
+                    and points.dtype == np.float32
+                ):
+                    return False
+        for part, points_of in found.items():
+            if points_of:
+                places, columns = list(points_of), self._parts[part]
+                block = np.concatenate(list(points_of.values())).reshape(len(places), -1, 3)
+                rows.values[places, columns] = block
+                detected = ~np.isnan(block).all(axis=(1, 2))
+                rows.companions[MASK][places, PARTS.index(part)] = detected
         return True
 
     def _fill_parts(
@@ -158,28 +167,19 @@ class RowMaker:
         )
 
 
-def _stacked(arrays: Sequence[object], shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    """Return arrays of float32 as one; None if one has another shape or type."""
-    if not all(
-        isinstance(one, np.ndarray) and one.shape == shape and one.dtype == np.float32
-        for one in arrays
-    ):
-        return None
-    return np.concatenate([np.empty((0, *shape[1:]), np.float32), *arrays]).reshape(-1, *shape)
-
-
 def _size(shape: object, where: str) -> tuple[int, int] | None:
     """Return (height, width) of an image shape, which has two or three numbers."""
     if shape is None:
         return None
-    if type(shape) is tuple and len(shape) == 2 and all(type(n) is int for n in shape):
-        height, width = shape
-        if 1 <= height < 2**31 and 1 <= width < 2**31:
-            return height, width
-    numbers = np.asarray(shape)
-    good = numbers.ndim == 1 and len(numbers) in (2, 3) and numbers.dtype.kind in "iu"
-    if not good or numbers.min() < 1 or numbers.max() > 2**31 - 1:
+    numbers: tuple[int, ...] = ()
+    if type(shape) is tuple and all(type(number) is int for number in shape):
+        numbers = shape
+    else:
+        array = np.asarray(shape)
+        if array.ndim == 1 and array.dtype.kind in "iu":
+            numbers = tuple(array.tolist())
+    if len(numbers) not in (2, 3) or min(numbers) < 1 or max(numbers) > 2**31 - 1:
         raise InvalidError(
             f"{where}['image_shape'] is {str(shape)[:80]}; height and width are needed"
         )
-    return int(numbers[0]), int(numbers[1])
+    return numbers[0], numbers[1]
