@@ -199,7 +199,10 @@ class ChunkArena:
                         return again
                     self._changed.wait()
             try:
-                for_each(lambda part: self._decode(part, claim, memory), self._by_chunk(todo))
+                for_parts(
+                    lambda parts, stop: self._decode(parts, claim, memory, stop),
+                    self._by_chunk(todo),
+                )
             finally:
                 with self._changed:
                     for slot in todo:
@@ -216,31 +219,46 @@ class ChunkArena:
         strips = zip(self._strip_in[slots].tolist(), slots, strict=True)
         return [dict(part) for _, part in groupby(strips, lambda both: both[0] // self._per_chunk)]
 
-    def _decode(self, slot_of: dict[int, int], claim: object, memory: NDArray[Any]) -> None:
-        """Decode strips of one chunk into their slots."""
-        mine, slots = False, list(slot_of.values())
+    def _decode(
+        self,
+        parts: list[dict[int, int]],
+        claim: object,
+        memory: NDArray[Any],
+        stop: threading.Event,
+    ) -> None:
+        """Decode strips of some chunks into their slots: :data:`parts` as of :meth:`_by_chunk`."""
+        slots = [slot for part in parts for slot in part.values()]
+        decoded: list[dict[int, int]] = []
+        mine = False
         try:
             with self._changed:
                 if self._decoding.get(slots[0]) is not claim:
                     return  # the read was interrupted before these strips were started
                 mine = True
                 self._busy.update(slots)
-            rows, chunk = self.strip_rows, next(iter(slot_of)) // self._per_chunk
-            places = {
-                (strip - chunk * self._per_chunk) * rows: memory[slot * rows : (slot + 1) * rows]
-                for strip, slot in slot_of.items()
-            }
-            if self.strips is None:
-                self._chunks.read_into(chunk, places[0])
-            else:
-                self.strips.read_into(chunk, places)
-            self._ready[slots] = True
-            self._seen[list(slot_of)] = True
+            for slot_of in parts:
+                if stop.is_set():
+                    return
+                self._decode_chunk(slot_of, memory)
+                decoded.append(slot_of)
         finally:
+            self._ready[[slot for part in decoded for slot in part.values()]] = True
+            self._seen[[strip for part in decoded for strip in part]] = True
             with self._changed:
                 if mine:
                     self._busy.difference_update(slots)
                 self._changed.notify_all()
+
+    def _decode_chunk(self, slot_of: dict[int, int], memory: NDArray[Any]) -> None:
+        rows, chunk = self.strip_rows, next(iter(slot_of)) // self._per_chunk
+        places = {
+            (strip - chunk * self._per_chunk) * rows: memory[slot * rows : (slot + 1) * rows]
+            for strip, slot in slot_of.items()
+        }
+        if self.strips is None:
+            self._chunks.read_into(chunk, places[0])
+        else:
+            self.strips.read_into(chunk, places)
 
 
 _threads: ThreadPoolExecutor | None = None
@@ -248,18 +266,36 @@ _threads: ThreadPoolExecutor | None = None
 
 def for_each(work: Callable[[T], None], items: list[T]) -> None:
     """Call ``work`` with each of some items, in several threads if there are many."""
+
+    def each(part: list[T], stop: threading.Event) -> None:
+        for item in part:
+            if stop.is_set():
+                return
+            work(item)
+
+    for_parts(each, items)
+
+
+def for_parts(work: Callable[[list[T], threading.Event], None], items: list[T]) -> None:
+    """Call ``work`` with parts of some items, in several threads if there are many.
+
+    Parameters
+    ----------
+    work : is also given an event; once that is set, it is to return soon.
+    """
     global _threads
+    stop = threading.Event()
     if len(items) < _WORTH_SHARING or _N_THREADS == 1:
-        _each(work, items)
+        work(items, stop)
         return
     pool = _threads = _threads or ThreadPoolExecutor(
         _N_THREADS, thread_name_prefix="kpstore-decode"
     )
     futures: list[Future[None]] = []
-    n_parts, stop = min(len(items), _PARTS * _N_THREADS), threading.Event()
+    n_parts = min(len(items), _PARTS * _N_THREADS)
     try:
         for part in range(n_parts):
-            futures.append(pool.submit(_each, work, items[part::n_parts], stop))
+            futures.append(pool.submit(work, items[part::n_parts], stop))
         # All of them, even if one fails: they write to slots that others get afterwards.
         wait(futures)
     except BaseException:
@@ -271,13 +307,6 @@ def for_each(work: Callable[[T], None], items: list[T]) -> None:
         raise
     for future in futures:
         future.result()
-
-
-def _each(work: Callable[[T], None], items: list[T], stop: threading.Event | None = None) -> None:
-    for item in items:
-        if stop is not None and stop.is_set():
-            return
-        work(item)
 
 
 def _after_fork() -> None:

@@ -55,15 +55,19 @@ class BlockShuffle:
     @cached_property
     def _runs(self) -> tuple[_Small, _Small, Ints]:
         """Run of each sample (one group in one block), its number in it, and each run's block."""
-        run = numbered(self.groups * self._n_blocks + self.blocks)
-        size = np.bincount(run)
-        within = np.empty(len(run), dtype=np.int32)
-        within[np.argsort(run, kind="stable")] = np.arange(len(run)) - np.repeat(
-            np.cumsum(size) - size, size
-        )
-        block_of = np.empty(len(size), dtype=np.int64)
-        block_of[run] = self.blocks
-        return run.astype(np.int32), within, block_of
+        keys = self.groups * self._n_blocks
+        keys += self.blocks
+        order = None if _is_ascending(keys) else np.argsort(keys, kind="stable")
+        starts = _starts_of_runs(keys if order is None else keys[order])
+        sizes = np.diff(starts, append=len(keys))
+        run = np.repeat(np.arange(len(starts), dtype=np.int32), sizes)
+        within = np.arange(len(keys), dtype=np.int32)
+        within -= np.repeat(starts.astype(np.int32), sizes)
+        if order is None:  # as in a view of whole splits
+            return run, within, self.blocks[starts]
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return run[back], within[back], self.blocks[order[starts]]
 
     def order(self, rng: np.random.Generator) -> Ints:
         """Return all samples in the order of an epoch, (samples,) int64."""
@@ -98,12 +102,21 @@ class BlockShuffle:
         return packed
 
 
+def _is_ascending(keys: Ints) -> bool:
+    return bool((keys[1:] >= keys[:-1]).all())
+
+
+def _starts_of_runs(keys: Ints) -> Ints:
+    """Return where each run of equal keys begins, of keys in ascending order."""
+    changes = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+    return np.concatenate([np.zeros(min(1, len(keys)), dtype=np.int64), changes])
+
+
 def numbered(keys: Ints) -> Ints:
     """Return for each key the rank of its value among the distinct values, (keys,) int64 from 0."""
-    if (keys[1:] >= keys[:-1]).all():  # sorted already, as in a view of whole splits
-        ranks = np.zeros(len(keys), dtype=np.int64)
-        np.cumsum(keys[1:] > keys[:-1], out=ranks[1:])
-        return ranks
+    if _is_ascending(keys):
+        starts = _starts_of_runs(keys)
+        return np.repeat(np.arange(len(starts)), np.diff(starts, append=len(keys)))
     return np.unique(keys, return_inverse=True)[1].astype(np.int64, copy=False)
 
 
