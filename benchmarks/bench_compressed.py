@@ -12,6 +12,9 @@ measured, pages are in memory, and all subjects read the same rows in turn in on
 - *shuffled epoch*: the second and later ones of ``kpstore.loader``, beside a simple loader that
   mixes blocks of what it reads.
 
+*Decoder* is what no reader of these blocks can do without: they are in memory, encoded as in the
+store, and one thread decodes those that hold the rows, and copies the rows.
+
 A ratio above 1 says how many times as fast kpstore is: by the clock, and in CPU time of all
 threads, which says more where the machine has other work. Medians of ratios within a run.
 """
@@ -25,12 +28,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numcodecs.blosc
 import numpy as np
+from numpy.typing import NDArray
 
 import kpstore
 from benchmarks import record
 from benchmarks.bench_read import FEATURE, make_store
 from benchmarks.cases import timed
+from kpstore.backends.icechunk_strips import rows_per_strip
 from kpstore.bench.measure import BATCH, CLIP_FRAMES, CLIPS, SCAN_ROWS
 from kpstore.bench.peers import PeerSubject
 from kpstore.bench.subjects import KpstoreSubject, MemorySubject, Subject
@@ -46,6 +52,52 @@ _Times = list[tuple[float, float]]
 
 def _times(calls: Sequence[Callable[[], object]]) -> _Times:
     return [timed(call) for call in calls]
+
+
+class _Decoder(Subject):
+    """Blocks of rows under lz4 in memory, decoded by one thread whenever they are read."""
+
+    name = "decoder"
+    how = "blocks in memory, decoded in one thread"
+
+    def __init__(self, values: NDArray[np.float32], block_rows: int) -> None:
+        super().__init__(len(values), values)
+        self._rows = block_rows
+        self._blocks = [
+            numcodecs.blosc.compress(
+                np.ascontiguousarray(values[start : start + block_rows]),
+                b"lz4",
+                5,
+                numcodecs.blosc.SHUFFLE,
+            )
+            for start in range(0, len(values), block_rows)
+        ]
+        self._decoded = np.zeros((0, block_rows, *values.shape[1:]), dtype=values.dtype)
+
+    def reopen(self) -> None:
+        """Do nothing: there is nothing to open."""
+
+    def _decode(self, numbers: list[int]) -> NDArray[np.float32]:
+        if len(numbers) > len(self._decoded):
+            self._decoded = np.zeros((len(numbers), *self._decoded.shape[1:]), np.float32)
+        for number, out in zip(numbers, self._decoded, strict=False):
+            n_rows = min(self._rows, self.n_rows - number * self._rows)
+            numcodecs.blosc.decompress(self._blocks[number], out[:n_rows])
+        return self._decoded.reshape(-1, *self._decoded.shape[2:])
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Decode each block once, and gather by numpy."""
+        numbers, turn = np.unique(rows // self._rows, return_inverse=True)
+        values = self._decode(numbers.tolist())
+        np.take(values, turn * self._rows + rows % self._rows, axis=0, out=out, mode="clip")
+
+    def read(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Decode blocks, and copy."""
+        first = start // self._rows
+        values = self._decode(list(range(first, -(-stop // self._rows))))
+        out[...] = values[start - first * self._rows : stop - first * self._rows]
+
+    clips = Subject.clips_at_once
 
 
 class _Reads:
@@ -112,6 +164,7 @@ def run(location: str, *, runs: int, folder: Path) -> dict[str, Any]:
     subjects: list[Subject] = [
         KpstoreSubject(location, store.snapshot, FEATURE, len(values), cache="off", name=OURS),
         MemorySubject(values),
+        _Decoder(values, rows_per_strip(store.session.meta(FEATURE))),
         *(PeerSubject(name, values, folder) for name in PEERS),
     ]
     reads = _Reads(store.index, len(values), values.shape[1:])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import matches
 from kpstore.backends.chunks import Strips
+from kpstore.backends.scratch import Scratch
 from kpstore.errors import CorruptError, InvalidError
 from kpstore.schema.fields import shown
 from kpstore.schema.index import all_within
@@ -42,6 +43,10 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+_ends = Scratch()
+"""Strips of which only a part is asked for."""
 
 
 class _Array:
@@ -75,29 +80,49 @@ class _Array:
         )
 
     def decode(self, start: int, stop: int, out: NDArray[Any]) -> None:
-        """Decode consecutive rows: whole chunks and strips directly into ``out``.
-
-        Only what is needed of those at both ends goes through the arena.
-        """
-        arena, chunk_rows = self.arena, self.meta.chunk_rows  # a loader may bring another one
+        """Decode consecutive rows: whole chunks and strips directly into ``out``."""
+        arena = self.arena  # a loader may bring another one
         rows = arena.strip_rows
         first, last = -(-start // rows) * rows, stop // rows * rows
         if first >= last:
             arena.gather(np.arange(start, stop), out)
-            return
-        for number in self.meta.chunks_of(first, last):
+        elif arena.strips is not None:
+            self._decode_strips(arena.strips, start, stop, out)
+        else:
+            for number in self.meta.chunks_of(first, last):
+                self.chunks.read_into(number, out[number * rows - start :][:rows])
+            ends = np.concatenate([np.arange(start, first), np.arange(last, stop)])
+            if len(ends):
+                found = np.empty((len(ends), *out.shape[1:]), dtype=out.dtype)
+                arena.gather(ends, found)
+                out[: first - start], out[last - start :] = np.split(found, [first - start])
+
+    def _decode_strips(self, strips: Strips, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Decode rows with at least one whole strip.
+
+        Strips at both ends are decoded beside and copied: to look for them among those that were
+        decoded before takes longer.
+        """
+        rows, chunk_rows = strips.rows, self.meta.chunk_rows
+        memory = np.frombuffer(_ends.bytes(2 * rows * self.meta.row_bytes), dtype=self.dtype)
+        beside = memory.reshape(2, rows, *out.shape[1:])
+        for number in self.meta.chunks_of(start, stop):
             begin = number * chunk_rows
-            part = range(max(first, begin), min(last, begin + chunk_rows), rows)
-            if arena.strips is None or len(part) * rows == chunk_rows:
+            if start <= begin and begin + chunk_rows <= stop:
                 self.chunks.read_into(number, out[begin - start :][:chunk_rows])
-            else:
-                places = {row - begin: out[row - start :][:rows] for row in part}
-                arena.strips.read_into(number, places)
-        ends = np.concatenate([np.arange(start, first), np.arange(last, stop)])
-        if len(ends):
-            found = np.empty((len(ends), *out.shape[1:]), dtype=out.dtype)
-            arena.gather(ends, found)
-            out[: first - start], out[last - start :] = np.split(found, [first - start])
+                continue
+            places: dict[int, NDArray[Any]] = {}
+            ends: list[tuple[int, int, NDArray[Any]]] = []
+            for row in range(max(start // rows * rows, begin), min(stop, begin + chunk_rows), rows):
+                if start <= row and row + rows <= stop:
+                    places[row - begin] = out[row - start :][:rows]
+                else:
+                    places[row - begin] = strip = beside[int(row >= start)]
+                    here, end = max(row, start), min(row + rows, stop)
+                    ends.append((here - start, end - start, strip[here - row : end - row]))
+            strips.read_into(number, places)
+            for here, end, values in ends:
+                out[here:end] = values
 
 
 _LARGE_BYTES, _WIDE_BYTES, _MANY_ROWS = 2**26, 2**10, 128
