@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.schema.array import maybe_not_finite
 from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names, part_slices
 
 FAR = 100.0
@@ -75,9 +76,9 @@ def _odd(
 ) -> Iterator[Finding]:
     mask = spec.companion(MASK)
     if mask in arrays:
-        # Few rows lack anything.
         in_row = tuple(range(1, values.ndim))
-        lacking = np.flatnonzero(done & np.isnan(values).any(axis=in_row))
+        lacking = maybe_not_finite(values)
+        lacking = lacking[done[lacking] & np.isnan(values[lacking]).any(axis=in_row)]
         missing, detected = np.isnan(values[lacking]), arrays[mask][lacking]
         slices = part_slices(spec)
         for column, part in enumerate(part_names(spec)):

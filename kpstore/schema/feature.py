@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.schema import spec_fields
-from kpstore.schema.array import ArraySpec, as_rows, check_axes
+from kpstore.schema.array import ArraySpec, as_rows, check_axes, maybe_not_finite
 from kpstore.schema.fields import (
     Fits,
     fit_fields,
@@ -357,10 +357,8 @@ def presence(spec: FeatureSpec, values: NDArray[np.generic]) -> NDArray[np.bool_
         kept = [dim for dim in spec.dims if dim in mask.dims]
         order = (0, *(1 + kept.index(dim) for dim in mask.dims))
         return np.asarray(there.any(axis=other), dtype=np.bool_).transpose(order)
-    of_row = _any_in_row(there)
-    found = np.broadcast_to(
-        of_row.reshape(-1, *(1 for _ in mask.shape)), (len(values), *mask.shape)
-    ).copy()
+    of_row = _any_in_row(there).reshape(-1, *(1 for _ in mask.shape))
+    found = np.broadcast_to(of_row, (len(values), *mask.shape)).copy()
     slices = part_slices(spec)
     for column, part in enumerate(part_names(spec)):
         rows = slices.get(part)
@@ -379,24 +377,30 @@ def faults(
     """
     if values.dtype.kind != "f":
         return
-    yield spec.name, "is infinite (missing values are NaN)", _any_in_row(np.isinf(values))
-    known = ~np.isnan(values)
-    mask = spec.companion(MASK)
-    detected = companions.get(MASK)
+    some = maybe_not_finite(values)
+    known = ~np.isnan(values[some])
+
+    def in_all(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        found = np.zeros(len(values), dtype=np.bool_)
+        found[some] = bad
+        return found
+
+    infinite = in_all(_any_in_row(np.isinf(values[some])))
+    yield spec.name, "is infinite (missing values are NaN)", infinite
+    mask, detected = spec.companion(MASK), companions.get(MASK)
     slices = part_slices(spec)
     for column, part in enumerate(part_names(spec)):
         rows = slices.get(part)
         if detected is None or rows is None:
             continue
-        here, there = known[:, rows], detected[:, column]
-        lacking = np.flatnonzero(~_all_in_row(here))  # few, and slow to check
-        gone = np.zeros(len(here), dtype=np.bool_)
-        gone[lacking] = ~_any_in_row(here[lacking])
+        here, there = known[:, rows], detected[some, column]
+        gone = ~_any_in_row(here)
         wrong = there & gone
-        partial = lacking[(there & ~gone)[lacking]]
+        partial = np.flatnonzero(there & ~gone & ~_all_in_row(here))
         wrong[partial] = _torn(~here[partial]).any(axis=1)
-        yield mask, _says_there(part), wrong
-        yield mask, f"says {part} is missing, but values are there", ~there & ~gone
+        yield mask, _says_there(part), in_all(wrong)
+        missing = ~detected[:, column] & ~in_all(gone)
+        yield mask, f"says {part} is missing, but values are there", missing
     visibility = companions.get("visibility")
     if visibility is not None:
         outside = np.asarray((visibility < 0) | (visibility > 1), dtype=np.bool_)

@@ -14,14 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpstore.errors import InvalidError
-from kpstore.schema.array import ArraySpec
+from kpstore.schema.array import ArraySpec, maybe_not_finite
 from kpstore.schema.feature import (
     CHUNK_BYTES,
+    MASK,
     MAX_CHUNK_ROWS,
     FeatureRows,
     FeatureSpec,
     State,
+    faults,
 )
+from kpstore.schema.layout import PART_SLICES, keypoints_spec
 from tests.fakes import fake_spec
 
 NUMBERS = ["float16", "float32", "float64", "bool", "uint8", "int64"]
@@ -230,3 +233,47 @@ def test_rows_slice_join_and_show_shapes_not_numbers() -> None:
     np.testing.assert_array_equal(joined.values, rows.values)
     np.testing.assert_array_equal(joined.companions["detected"], rows.companions["detected"])
     assert repr(rows) == "FeatureRows((4, 5, 3) float32, detected: (4, 2))"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_no_row_that_is_not_finite_is_missed(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((200, 5, 3)).astype(dtype)
+    rows[::3] *= np.finfo(dtype).max / 4
+    odd = rng.choice(200, 60, replace=False)
+    for row, value in zip(odd, [np.nan, np.inf, -np.inf] * 20, strict=True):
+        rows[row, rng.integers(5), rng.integers(3)] = value
+    rows[odd[0]] = np.inf
+    rows[odd[0], 0] = -np.inf  # they add up to NaN
+    found = set(maybe_not_finite(rows).tolist())
+    wanted = set(np.flatnonzero(~np.isfinite(rows).all(axis=(1, 2))).tolist())
+    assert wanted <= found
+    assert {row for row in found - wanted if row % 3} == set()
+    assert maybe_not_finite(rows[:0]).tolist() == []
+
+
+def test_faults_of_rows_do_not_depend_on_the_others() -> None:
+    spec, rng = keypoints_spec(), np.random.default_rng(1)
+    values = rng.random((60, *spec.shape), dtype=np.float32)
+    detected = rng.random((60, 4)) < 0.8
+    for row, part in zip(range(0, 60, 2), [*PART_SLICES.values()] * 8, strict=False):
+        values[row, part] = np.nan
+    values[5, 80] = np.inf
+    values[7, 70, 1] = np.nan
+    values[8, 70:72] = np.nan
+    values[9] = np.nan
+    together = list(faults(spec, values, {MASK: detected}))
+    for row in range(60):
+        one = slice(row, row + 1)
+        alone = list(faults(spec, values[one], {MASK: detected[one]}))
+        assert [bool(bad[row]) for *_, bad in together] == [bool(bad[0]) for *_, bad in alone]
+    bad_rows = {what: set(np.flatnonzero(bad).tolist()) for _, what, bad in together}
+    assert bad_rows["is infinite (missing values are NaN)"] == {5}
+    for column, (part, points) in enumerate(PART_SLICES.items()):
+        there, here = detected[:, column], ~np.isnan(values[:, points])
+        some = here.any(axis=(1, 2))
+        torn = np.isnan(values[:, points]).any(axis=2) & here.any(axis=2)
+        wanted = np.flatnonzero(there & (~some | torn.any(axis=1)))
+        assert bad_rows[f"says {part} is there, but values are missing"] == set(wanted.tolist())
+        wanted = np.flatnonzero(~there & some)
+        assert bad_rows[f"says {part} is missing, but values are there"] == set(wanted.tolist())
