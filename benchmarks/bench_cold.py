@@ -3,11 +3,11 @@
 ``python -m benchmarks.bench_cold [--scale 1.0] [--runs 7] [--folder DIR]``
 
 Keypoints as many as a share of PHOENIX-2014-T's, uncompressed, in chunks of 1,024 rows: a raw
-store, TensorStore (zarr3, with the CRC-32C of each chunk), h5py, and an npy file that is mapped;
-TensorStore (without CRC-32C, in shards) and h5py also with chunks of 64 rows, which read faster.
-Each run is a process of its own, all of them in turn, on the same rows. Before it, the pages of its
-files are put out of the system's memory (Linux); those of its libraries are not. What the disk, or
-the host of a virtual machine, has in its memory stays there.
+store, with its checksums and without, TensorStore (zarr3, with the CRC-32C of each chunk), h5py,
+and an npy file that is mapped; TensorStore (without CRC-32C, in shards) and h5py also with chunks
+of 64 rows, which read faster. Each run is a process of its own, all of them in turn, on the same
+rows. Before it, the pages of its files are put out of the system's memory (Linux); those of its
+libraries are not. What the disk, or the host of a virtual machine, has in its memory stays there.
 
 - *open*: imports are not counted, as a small file has been read before.
 - *first 256 rows*, and *next* such batches (the mean of three): at random, from the disk.
@@ -62,13 +62,18 @@ def _write_h5py(values: Rows, path: Path) -> None:
         file.create_dataset("x", data=values, chunks=(BLOCK_ROWS, *values.shape[1:]))
 
 
+_STORE = Peer(
+    "kpstore",
+    "raw store",
+    lambda values, path: None,  # it is ingested
+    lambda path: kpstore.open(path.with_name(STORE), cache="off"),
+    lambda store, rows, out: store.read(FEATURE, rows, out),
+)
 FORMATS = {
-    OURS: Peer(
-        "kpstore",
-        "raw store",
-        lambda values, path: None,  # it is ingested
-        lambda path: kpstore.open(path.with_name(STORE), cache="off"),
-        lambda store, rows, out: store.read(FEATURE, rows, out),
+    OURS: _STORE,
+    'kpstore, check="never"': replace(
+        _STORE,
+        open=lambda path: kpstore.open(path.with_name(STORE), cache="off", check="never"),
     ),
     "TensorStore": replace(PEERS["tensorstore"], write=_write_zarr),
     "TensorStore, chunks of 64": PEERS["tensorstore"],
