@@ -77,8 +77,9 @@ def _odd(
     mask = spec.companion(MASK)
     if mask in arrays:
         in_row = tuple(range(1, values.ndim))
-        lacking = maybe_not_finite(values)
-        lacking = lacking[done[lacking] & np.isnan(values[lacking]).any(axis=in_row)]
+        some = maybe_not_finite(values)
+        lacking = np.arange(len(values))[some]
+        lacking = lacking[done[some] & np.isnan(values[some]).any(axis=in_row)]
         missing, detected = np.isnan(values[lacking]), arrays[mask][lacking]
         slices = part_slices(spec)
         for column, part in enumerate(part_names(spec)):

@@ -372,21 +372,20 @@ def faults(
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Yield for each rule of done rows the array, the fault, and the faulty rows, (rows,) bool.
 
-    Values are finite or NaN; a presence mask agrees with the values; ``visibility`` lies between 0
-    and 1.
+    Values are finite or NaN; a presence mask agrees with them; ``visibility`` is within 0 and 1.
     """
     if values.dtype.kind != "f":
         return
     some = maybe_not_finite(values)
-    known = ~np.isnan(values[some])
+    odd = values[some]
+    known = ~np.isnan(odd)
 
     def in_all(bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
         found = np.zeros(len(values), dtype=np.bool_)
         found[some] = bad
         return found
 
-    infinite = in_all(_any_in_row(np.isinf(values[some])))
-    yield spec.name, "is infinite (missing values are NaN)", infinite
+    yield spec.name, "is infinite (missing values are NaN)", in_all(_any_in_row(np.isinf(odd)))
     mask, detected = spec.companion(MASK), companions.get(MASK)
     slices = part_slices(spec)
     for column, part in enumerate(part_names(spec)):
@@ -394,13 +393,15 @@ def faults(
         if detected is None or rows is None:
             continue
         here, there = known[:, rows], detected[some, column]
-        gone = ~_any_in_row(here)
+        lacking = np.flatnonzero(~_all_in_row(here))
+        gone = np.zeros(len(here), dtype=np.bool_)
+        gone[lacking] = ~_any_in_row(here[lacking])
         wrong = there & gone
-        partial = np.flatnonzero(there & ~gone & ~_all_in_row(here))
+        partial = lacking[(there & ~gone)[lacking]]
         wrong[partial] = _torn(~here[partial]).any(axis=1)
         yield mask, _says_there(part), in_all(wrong)
-        missing = ~detected[:, column] & ~in_all(gone)
-        yield mask, f"says {part} is missing, but values are there", missing
+        hidden = ~detected[:, column] & ~in_all(gone)
+        yield mask, f"says {part} is missing, but values are there", hidden
     visibility = companions.get("visibility")
     if visibility is not None:
         outside = np.asarray((visibility < 0) | (visibility > 1), dtype=np.bool_)

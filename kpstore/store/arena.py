@@ -35,6 +35,13 @@ _PARTS = 4
 _arenas: weakref.WeakSet[ChunkArena] = weakref.WeakSet()
 
 
+class _Claim:
+    """A read of the thread that makes this."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
 class ChunkArena:
     """Slots for decoded strips in one piece of memory, so that one gather reads from all of them.
 
@@ -82,14 +89,18 @@ class ChunkArena:
         self._used = np.zeros(self._n_slots, dtype=np.int64)
         self._seen = np.zeros(self._n_strips, dtype=bool)
         self._now = 0
-        # The slots that each running read needs, and the read that decodes into a slot. Reads enter
-        # and leave these in single steps, so that an interrupt leaves nothing behind.
-        self._claims: dict[object, NDArray[np.int64]] = {}
-        self._decoding: dict[int, object] = {}
-        # Slots that are being written, perhaps for a read that was interrupted.
-        self._busy: set[int] = set()
-        # Guards all of the above, and is notified when slots become free or ready.
-        self._changed = threading.Condition()
+        # The slots that each running read needs, and the read that decodes into a slot.
+        self._claims: dict[_Claim, NDArray[np.int64]] = {}
+        self._decoding: dict[int, _Claim] = {}
+        # Slots that are being written, perhaps for a read that was interrupted, and by which
+        # thread. What an interrupt leaves in these three is forgotten when its thread reads again.
+        self._busy: dict[int, int] = {}
+        # Guards all of the above. Entered by itself, as an interrupt may come while Python's own
+        # code enters a condition, and would leave it locked.
+        self._lock = threading.RLock()
+        # Notified when slots become free or ready.
+        self._changed = threading.Condition(self._lock)
+        self._n_waiting = 0
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> int:
         """Copy rows into ``out`` in the order asked for.
@@ -126,26 +137,41 @@ class ChunkArena:
     @contextmanager
     def _held(self, wave: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], int]]:
         """Decode all strips of a wave, at most as many as there are slots, and hold them."""
-        claim = object()
+        claim = _Claim()
         try:
             memory = self._claim(claim, wave)
             yield memory, self._fill(claim, memory)
         finally:
-            with self._changed:
-                self._claims.pop(claim, None)
-                for slot in [slot for slot, decoder in self._decoding.items() if decoder is claim]:
-                    del self._decoding[slot]
+            with self._lock:
+                self._leave(claim.thread)
                 self._changed.notify_all()
 
-    def _claim(self, claim: object, wave: NDArray[np.int64]) -> NDArray[Any]:
+    def _leave(self, thread: int) -> None:
+        """Forget the reads of a thread, which has none that goes on."""
+        for claim in [claim for claim in self._claims if claim.thread == thread]:
+            del self._claims[claim]
+        for slot in [slot for slot, claim in self._decoding.items() if claim.thread == thread]:
+            del self._decoding[slot]
+        for slot in [slot for slot, writer in self._busy.items() if writer == thread]:
+            del self._busy[slot]
+
+    def _wait(self) -> None:
+        self._n_waiting += 1
+        try:
+            self._changed.wait()
+        finally:
+            self._n_waiting -= 1
+
+    def _claim(self, claim: _Claim, wave: NDArray[np.int64]) -> NDArray[Any]:
         """Give every strip of a wave a slot, which no other read uses until it is released."""
-        with self._changed:
+        with self._lock:
+            self._leave(claim.thread)
             while True:
                 missing = wave[self._slot_of[wave] < 0]
                 taken = self._free_slots(wave, len(missing))
                 if taken is not None:
                     break
-                self._changed.wait()
+                self._wait()
             if self._memory is None:
                 self._memory = np.empty(self._shape, dtype=self._dtype)
             replaced = self._strip_in[taken]
@@ -174,7 +200,7 @@ class ChunkArena:
         found: NDArray[np.int64] = np.argpartition(used, n_slots - 1)[:n_slots]
         return None if (used[found] == _IN_USE).any() else found
 
-    def _fill(self, claim: object, memory: NDArray[Any]) -> int:
+    def _fill(self, claim: _Claim, memory: NDArray[Any]) -> int:
         """Decode the missing strips of a claim, and wait for those that others decode.
 
         Return the number of strips that had been decoded before. If another read fails, this one
@@ -183,7 +209,7 @@ class ChunkArena:
         slots = self._claims[claim]
         again = 0
         while True:
-            with self._changed:
+            with self._lock:
                 while True:
                     missing = slots[~self._ready[slots]].tolist()
                     todo = [
@@ -197,14 +223,14 @@ class ChunkArena:
                         break
                     if self._ready[slots].all():
                         return again
-                    self._changed.wait()
+                    self._wait()
             try:
                 for_parts(
                     lambda parts, stop: self._decode(parts, claim, memory, stop),
                     self._by_chunk(todo),
                 )
             finally:
-                with self._changed:
+                with self._lock:
                     for slot in todo:
                         self._decoding.pop(slot, None)
                     self._changed.notify_all()
@@ -222,31 +248,38 @@ class ChunkArena:
     def _decode(
         self,
         parts: list[dict[int, int]],
-        claim: object,
+        claim: _Claim,
         memory: NDArray[Any],
         stop: threading.Event,
     ) -> None:
-        """Decode strips of some chunks into their slots: :data:`parts` as of :meth:`_by_chunk`."""
+        """Decode strips of some chunks into their slots.
+
+        Parameters
+        ----------
+        parts : as of :meth:`_by_chunk`.
+        """
         slots = [slot for part in parts for slot in part.values()]
-        decoded: list[dict[int, int]] = []
         mine = False
         try:
-            with self._changed:
+            with self._lock:
                 if self._decoding.get(slots[0]) is not claim:
                     return  # the read was interrupted before these strips were started
                 mine = True
-                self._busy.update(slots)
+                self._busy.update(dict.fromkeys(slots, threading.get_ident()))
             for slot_of in parts:
                 if stop.is_set():
                     return
                 self._decode_chunk(slot_of, memory)
-                decoded.append(slot_of)
+                self._ready[list(slot_of.values())] = True
+                self._seen[list(slot_of)] = True
+                if self._n_waiting:
+                    with self._lock:
+                        self._changed.notify_all()
         finally:
-            self._ready[[slot for part in decoded for slot in part.values()]] = True
-            self._seen[[strip for part in decoded for strip in part]] = True
-            with self._changed:
+            with self._lock:
                 if mine:
-                    self._busy.difference_update(slots)
+                    for slot in slots:
+                        self._busy.pop(slot, None)
                 self._changed.notify_all()
 
     def _decode_chunk(self, slot_of: dict[int, int], memory: NDArray[Any]) -> None:
@@ -300,9 +333,9 @@ def for_parts(work: Callable[[list[T], threading.Event], None], items: list[T]) 
         wait(futures)
     except BaseException:
         # An interrupt while a thread starts may leave a pool that takes work and never does it.
+        # Other reads may still use it, so that only this one's work is cancelled.
         _threads = None
         stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
         wait([future for future in futures if not future.cancel()])
         raise
     for future in futures:

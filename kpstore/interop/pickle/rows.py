@@ -176,7 +176,7 @@ def _size(shape: object, where: str) -> tuple[int, int] | None:
         numbers = shape
     else:
         array = np.asarray(shape)
-        if array.ndim == 1 and array.dtype.kind in "iu":
+        if array.ndim == 1 and len(array) in (2, 3) and array.dtype.kind in "iu":
             numbers = tuple(array.tolist())
     if len(numbers) not in (2, 3) or min(numbers) < 1 or max(numbers) > 2**31 - 1:
         raise InvalidError(
