@@ -272,6 +272,7 @@ class ChunkArena:
                 self._decode_chunk(slot_of, memory)
                 self._ready[list(slot_of.values())] = True
                 self._seen[list(slot_of)] = True
+                # Who begins to wait just now is told at the end.
                 if self._n_waiting:
                     with self._lock:
                         self._changed.notify_all()
