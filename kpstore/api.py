@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from kpstore.inspect.statistics import Statistics
     from kpstore.render.raster import SkeletonStyle, StyleName
     from kpstore.store.repair import Repair
-    from kpstore.views.base import Compute, Policy, ViewOptions
+    from kpstore.views.base import Compute, ViewOptions
     from kpstore.views.clips import ClipView, Short
     from kpstore.views.face_keypoints import FaceKeypointView, MissingFace, Normalize
     from kpstore.views.frames import FrameView
     from kpstore.views.lips import LipView
+    from kpstore.views.missing import Policy
     from kpstore.views.people import FaceView
     from kpstore.views.skeletons import Pixels, SkeletonView
     from kpstore.views.whole_videos import VideoView

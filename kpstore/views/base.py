@@ -10,24 +10,18 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.schema.feature import State
 from kpstore.schema.fields import sequence, shown, whole_number
-from kpstore.store.format import status_name
 from kpstore.store.store import BaseStore
 from kpstore.views.pool import Pool, plan_pool
 from kpstore.views.samples import Samples
 from kpstore.visible import visible
 
-Missing = Literal["nan", "skip", "error"]
-MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
-Policy = Missing | Literal["compute"]
-"""What to do with missing rows; ``"compute"`` computes those not extracted yet when read."""
 Sample = dict[str, Any]
 Batch = dict[str, NDArray[Any]]
 Transform = Callable[[Sample], Any]
@@ -121,15 +115,21 @@ class View(_Samples, ABC):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(samples,) int64: frames of each sample."""
-        return np.ones(len(self), dtype=np.int64)
+        """(samples,) int64: frames of each sample; read-only."""
+        return np.broadcast_to(np.int64(1), len(self))
+
+    @property
+    def are_frames(self) -> bool:
+        """Whether each sample is a single frame."""
+        return bool((self.lengths == 1).all())
 
     @property
     def digest(self) -> str:
         """A hash that tells the view's frames from others of the same store."""
-        lengths = self.lengths
         # Of single frames, the first rows alone, as in states and checkpoints of earlier builds.
-        tables = [self.first_rows, lengths] if (lengths != 1).any() else [self.first_rows]
+        tables = [self.first_rows]
+        if not self.are_frames:
+            tables.append(self.lengths)
         content = b"".join(table.astype("<i8").tobytes() for table in tables)
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
@@ -145,7 +145,7 @@ class View(_Samples, ABC):
         """Return how to use memory for decoded chunks; see :func:`kpstore.views.pool.plan_pool`."""
         metas = {name: self.store.reader.meta(name) for name in self.reads}
         framewise = {name: meta for name, meta in metas.items() if meta.dims[0] == "frame"}
-        return plan_pool(framewise, n_bytes, long_samples=bool((self.lengths > 1).any()))
+        return plan_pool(framewise, n_bytes, long_samples=not self.are_frames)
 
     def cache(self) -> bool:
         """Decode arrays to the local cache that are not mapped; return whether all are now."""
@@ -221,6 +221,11 @@ class Subset(View):
     def lengths(self) -> NDArray[np.int64]:
         """(samples,) int64; see :attr:`View.lengths`."""
         return self.view.lengths[self.indices]
+
+    @property
+    def are_frames(self) -> bool:
+        """Whether each sample is a single frame."""
+        return self.view.are_frames or super().are_frames
 
 
 def picked(values: NDArray[np.int64], indices: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
@@ -324,15 +329,6 @@ def select_videos(
     return found
 
 
-def usable_frames(store: BaseStore, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return whether each frame is done for all features of ``names``, (frames,) bool."""
-    usable = np.ones(store.index.total_frames, dtype=bool)
-    for feature in dict.fromkeys(feature_of(store, name) for name in names):
-        if feature is not None:
-            usable &= np.asarray(store[status_name(feature)]) == State.DONE
-    return usable
-
-
 def feature_of(store: BaseStore, array: str) -> str | None:
     """Return the feature that an array belongs to; None for columns of the index."""
     described = store.described.items()
@@ -344,102 +340,3 @@ def check_function(name: str, function: object, of: str) -> None:
     """Raise :class:`InvalidError` unless a parameter is None or can be called."""
     if function is not None and not callable(function):
         raise InvalidError(f"{name}={shown(function)}: give a function of {of}, or None")
-
-
-def check_missing(missing: str, allowed: Sequence[str] = MISSING) -> None:
-    """Raise :class:`InvalidError` for a policy that a view does not have."""
-    if missing not in allowed:
-        raise InvalidError(f"missing={missing!r}: use {' or '.join(map(repr, allowed))}")
-
-
-def keeps_runs(
-    store: BaseStore,
-    names: Sequence[str],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    missing: Missing,
-) -> NDArray[np.bool_]:
-    """Return which runs of frames the policy keeps, (runs,) bool; with ``"error"`` all or none.
-
-    Parameters
-    ----------
-    starts, lengths : (runs,) int64, the first row of each run and how many follow each other.
-
-    Raises
-    ------
-    NotFoundError
-        With ``missing="error"``, if a frame failed or is not extracted yet; the message names the
-        first.
-    InvalidError
-        With ``missing="nan"``, if such a frame would be 0 or False, as its type has no NaN, and the
-        feature's status is not read beside it.
-    """
-    check_missing(missing)
-    if missing == "nan":
-        _refuse_untold(store, names, starts, lengths)
-        return np.ones(len(starts), dtype=bool)
-    usable = usable_frames(store, names)
-    if missing == "error":
-        rows = covered_rows(starts, lengths, len(usable))
-        refuse_missing(store, rows, usable[rows])
-    return runs_usable(usable, starts, lengths)
-
-
-def _refuse_untold(
-    store: BaseStore, names: Sequence[str], starts: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> None:
-    for name in names:
-        told = status_name(name) in names or store[name].dtype.kind == "f"
-        if name not in store.described or told:
-            continue
-        usable = usable_frames(store, [name])
-        rows = covered_rows(starts, lengths, len(usable))
-        n_gone = int((~usable[rows]).sum())
-        if n_gone:
-            raise InvalidError(
-                f"{n_gone} of {len(rows)} frames of {name!r} failed or are not extracted yet, and "
-                f"{store[name].dtype} has no NaN for them; use missing='skip' to leave them out, "
-                f"or read {status_name(name)!r} too, which is {int(State.DONE)} for results"
-            )
-
-
-def covered_rows(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64], n_rows: int
-) -> NDArray[np.int64]:
-    """Return the rows, of ``n_rows``, that at least one run covers, (rows,) int64 ascending."""
-    ends = np.bincount(starts + lengths, minlength=n_rows + 1)
-    n_open = np.cumsum(np.bincount(starts, minlength=n_rows + 1) - ends)
-    return np.flatnonzero(n_open > 0).astype(np.int64)
-
-
-def refuse_missing(
-    store: BaseStore,
-    rows: NDArray[np.int64],
-    usable: NDArray[np.bool_],
-    what: str = "failed or are not extracted yet",
-) -> None:
-    """Raise :class:`NotFoundError` unless all of ``rows`` are usable, (rows,) bool.
-
-    The message names the first.
-    """
-    if not usable.all():
-        video = store.index.ids[int(store.index.video_of(rows[np.argmin(usable)]))]
-        raise NotFoundError(
-            f"{int((~usable).sum())} of {len(rows)} frames {what}, the first in video {video!r}; "
-            "use missing='skip' to leave them out or missing='nan' to keep them"
-        )
-
-
-def runs_usable(
-    usable: NDArray[np.bool_], starts: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Return whether all frames of each run are usable, (runs,) bool.
-
-    Parameters
-    ----------
-    usable : (frames,) bool, of the whole frame axis.
-    starts, lengths : (runs,) int64, the first row of each run and how many follow each other.
-    """
-    n_bad = np.concatenate([[0], np.cumsum(~usable)])
-    whole: NDArray[np.bool_] = n_bad[starts + lengths] == n_bad[starts]
-    return whole

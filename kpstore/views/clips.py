@@ -13,15 +13,14 @@ from kpstore.schema.fields import shown, whole_number
 from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
-    Missing,
     Selection,
     Transform,
     View,
     feature_names,
-    keeps_runs,
     picked,
     select_videos,
 )
+from kpstore.views.missing import Missing, keeps_runs
 
 Short = Literal["skip", "pad"]
 

@@ -12,16 +12,8 @@ from kpstore.errors import InvalidError
 from kpstore.inspect.statistics import Statistics, statistics
 from kpstore.schema.layout import N_FACE, N_POINTS, PART_SLICES
 from kpstore.store.store import BaseStore
-from kpstore.views.base import (
-    MISSING,
-    Batch,
-    Missing,
-    Selection,
-    Transform,
-    check_missing,
-    picked,
-    refuse_missing,
-)
+from kpstore.views.base import Batch, Selection, Transform, picked
+from kpstore.views.missing import MISSING, Missing, check_missing, refuse_missing
 from kpstore.views.points import PointView
 from kpstore.views.ranges import Normalizer, Range, as_range, span, to_unit
 

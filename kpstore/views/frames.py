@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
-    Missing,
     Selection,
     Transform,
     View,
     feature_names,
-    keeps_runs,
     picked,
     select_videos,
 )
+from kpstore.views.missing import Missing, keeps_runs
 
 
 class RowView(View):
@@ -35,6 +34,11 @@ class RowView(View):
     def first_rows(self) -> NDArray[np.int64]:
         """(samples,) int64: the row of each sample."""
         return self.rows
+
+    @property
+    def are_frames(self) -> bool:
+        """True: each sample is a single frame."""
+        return True
 
 
 class FrameView(RowView):
@@ -62,7 +66,8 @@ class FrameView(RowView):
         super().__init__(store, feature_names(store, features), transform)
         self.features = self.reads
         rows = store.index.rows_of(select_videos(store, **selection))
-        self.rows = rows[keeps_runs(store, self.reads, rows, np.ones_like(rows), missing)]
+        kept = keeps_runs(store, self.reads, rows, np.broadcast_to(np.int64(1), len(rows)), missing)
+        self.rows = rows if kept.all() else rows[kept]
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked.

@@ -7,7 +7,8 @@ from typing import Unpack
 from kpstore.errors import InvalidError
 from kpstore.schema.lips import LIP_FEATURE
 from kpstore.store.store import BaseStore
-from kpstore.views.base import Missing, Selection, Transform
+from kpstore.views.base import Selection, Transform
+from kpstore.views.missing import Missing
 from kpstore.views.whole_videos import VideoView
 
 

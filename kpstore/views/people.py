@@ -12,19 +12,9 @@ from kpstore.errors import InvalidError, MismatchError, NotFoundError
 from kpstore.schema.feature import State
 from kpstore.store.format import state_name
 from kpstore.store.store import BaseStore
-from kpstore.views.base import (
-    Batch,
-    Missing,
-    Selection,
-    Transform,
-    check_missing,
-    feature_of,
-    picked,
-    refuse_missing,
-    select_videos,
-    usable_frames,
-)
+from kpstore.views.base import Batch, Selection, Transform, feature_of, picked, select_videos
 from kpstore.views.frames import RowView
+from kpstore.views.missing import Missing, check_missing, refuse_missing, usable_frames
 
 ANGLES = "spherical_angles"
 MEAN_ANGLE = "avg_angle"

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.store.store import BaseStore
-from kpstore.views.base import Missing, Selection, Transform
+from kpstore.views.base import Selection, Transform
 from kpstore.views.frames import FrameView
+from kpstore.views.missing import Missing
 from kpstore.views.ranges import Normalizer, Range, extremes
 
 _BLOCK_CHUNKS = 16

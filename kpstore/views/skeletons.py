@@ -20,7 +20,8 @@ from kpstore.render.raster import (
 from kpstore.schema.feature import edges_of
 from kpstore.schema.layout import N_POINTS
 from kpstore.store.store import BaseStore
-from kpstore.views.base import Batch, Missing, Selection, Transform, picked
+from kpstore.views.base import Batch, Selection, Transform, picked
+from kpstore.views.missing import Missing
 from kpstore.views.points import PointView
 from kpstore.views.ranges import Normalizer, to_unit
 

@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from kpstore.store.store import BaseStore
 from kpstore.views.base import (
     Batch,
-    Missing,
     Sample,
     Selection,
     Transform,
     View,
     feature_names,
-    keeps_runs,
     picked,
     select_videos,
 )
+from kpstore.views.missing import Missing, keeps_runs
 
 
 class VideoView(View):

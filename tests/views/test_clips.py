@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import kpstore
 from kpstore.errors import InvalidError, NotFoundError
-from kpstore.views.base import covered_rows
 from kpstore.views.clips import Short, plan_clips
+from kpstore.views.missing import covered_rows
 from tests.store.data import fill, rows_of
 
 
