@@ -24,7 +24,6 @@ from kpstore.views.sampling import (
     batches_by_length,
     batches_of,
     left_to_do,
-    numbered,
     padding_share,
     share_out,
 )
@@ -88,9 +87,8 @@ class BatchSampler:
     @cached_property
     def _blocks(self) -> BlockShuffle:
         pool = self.view.plan_pool(int(self.pool_mib * 2**20))
-        first_rows = self.view.first_rows
-        blocks = numbered(first_rows // pool.block_rows)
-        return BlockShuffle(blocks, self.view.store.index.video_of(first_rows), pool.window)
+        videos = self.view.store.index.offsets
+        return BlockShuffle.of_rows(self.view.first_rows, pool.block_rows, videos, pool.window)
 
     def _order(self, epoch: int) -> Ints:
         if self.shuffle is None:

@@ -233,7 +233,8 @@ class Loader:
     def _runs(self, plan: Batches, batch_bytes: int, n_threads: int) -> Iterator[tuple[int, int]]:
         """Yield runs of batches after the first that a thread reads together: first and stop."""
         # About so many: looking at the length of each sample would take as long as the order.
-        n_rows = float(self.dataset.view.lengths.mean()) * len(plan.samples)
+        view = self.dataset.view
+        n_rows = (1.0 if view.are_frames else float(view.lengths.mean())) * len(plan.samples)
         per_run = int(_RUN_ROWS * len(plan) / max(1, n_rows))
         step = max(
             1, min(per_run, self.prefetch // (n_threads + 1), _RUN_BYTES // max(1, batch_bytes))

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.schema.index import distinct
+
 Shuffle = Literal["block", "full"] | None
 SHUFFLES: tuple[Shuffle, ...] = ("block", "full", None)
 Ints = NDArray[np.int64]
-_Small = NDArray[np.int32]
 _GOLDEN = (5**0.5 - 1) / 2
 _PIECE = 2**15
 """Samples that are placed together, so that what is computed for them stays in the cache."""
@@ -24,7 +24,6 @@ _BUCKET_BATCHES = 32
 """Batches whose videos are sorted by length together: similar lengths, yet still shuffled."""
 
 
-@dataclass(frozen=True)
 class BlockShuffle:
     """A shuffle that reads storage block by block and keeps few blocks in memory.
 
@@ -44,50 +43,66 @@ class BlockShuffle:
     window : most blocks in use at a time.
     """
 
-    blocks: Ints
-    groups: Ints
-    window: int
+    def __init__(self, blocks: Ints, groups: Ints, window: int) -> None:
+        keys = groups * (int(blocks.max(initial=-1)) + 1)
+        keys += blocks
+        by_run = None if _is_ascending(keys) else np.argsort(keys, kind="stable")
+        if by_run is not None:
+            keys, blocks = keys[by_run], blocks[by_run]
+        starts = _starts_of_runs(keys)
+        self._keep(len(keys), starts, blocks[starts], window, by_run)
 
-    @cached_property
-    def _n_blocks(self) -> int:
-        return int(self.blocks.max(initial=-1)) + 1
+    @classmethod
+    def of_rows(cls, rows: Ints, block_rows: int, borders: Ints, window: int) -> Self:
+        """Return the shuffle of samples that are stored in blocks of ``block_rows`` rows.
 
-    @cached_property
-    def _runs(self) -> tuple[_Small, _Small, Ints]:
-        """Run of each sample (one group in one block), its number in it, and each run's block."""
-        keys = self.groups * self._n_blocks
-        keys += self.blocks
-        order = None if _is_ascending(keys) else np.argsort(keys, kind="stable")
-        starts = _starts_of_runs(keys if order is None else keys[order])
-        sizes = np.diff(starts, append=len(keys))
-        run = np.repeat(np.arange(len(starts), dtype=np.int32), sizes)
-        within = np.arange(len(keys), dtype=np.int32)
-        within -= np.repeat(starts.astype(np.int32), sizes)
-        if order is None:  # as in a view of whole splits
-            return run, within, self.blocks[starts]
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        return run[back], within[back], self.blocks[order[starts]]
+        Parameters
+        ----------
+        rows : (samples,) int64, the first row of each sample.
+        borders : (groups + 1,) int64: group ``i`` holds rows ``borders[i]`` to ``borders[i + 1]``.
+        """
+        if not _is_ascending(rows):
+            groups = np.searchsorted(borders, rows, side="right")
+            return cls(numbered(rows // block_rows), groups, window)
+        # As in a view of whole splits. Borders are few, and no sample has to be looked at.
+        edges = np.arange(0, int(rows[-1]) + 1 if len(rows) else 0, block_rows)
+        cuts = np.searchsorted(rows, np.concatenate([edges, borders]))
+        starts = distinct(cuts[cuts < len(rows)])
+        shuffle = cls.__new__(cls)
+        shuffle._keep(len(rows), starts, numbered(rows[starts] // block_rows), window)
+        return shuffle
+
+    def _keep(
+        self, n_samples: int, starts: Ints, blocks: Ints, window: int, by_run: Ints | None = None
+    ) -> None:
+        """Keep the runs of samples of one group in one block: where each begins, and its block.
+
+        ``by_run`` lists the samples run by run; None if that is their own order.
+        """
+        self._n_samples, self._starts, self._blocks = n_samples, starts, blocks
+        self._n_blocks = int(blocks.max(initial=-1)) + 1
+        self._window, self._by_run = window, by_run
 
     def order(self, rng: np.random.Generator) -> Ints:
         """Return all samples in the order of an epoch, (samples,) int64."""
-        n_samples, n_blocks = len(self.blocks), self._n_blocks
-        if self.window >= n_blocks:
+        n_samples, n_blocks = self._n_samples, self._n_blocks
+        if self._window >= n_blocks:
             # All blocks are in use all the time: no sample has to stay near its block.
             return rng.permutation(n_samples).astype(np.int64, copy=False)
-        runs, within, block_of = self._runs
-        starts = rng.random(len(block_of))
-        turns = (rng.permutation(n_blocks) + 0.5)[block_of]  # of each run
+        phases = rng.random(len(self._starts))
+        turns = (rng.permutation(n_blocks) + 0.5)[self._blocks]  # of each run
         bits = max(1, (n_samples - 1).bit_length())
         # Packed with the sample's number, keys sort faster than by argsort.
         packed = np.empty(n_samples, dtype=np.int64)
         for first in range(0, n_samples, _PIECE):
-            run = runs[first : first + _PIECE].astype(np.intp)
-            at = within[first : first + _PIECE] * _GOLDEN % 1.0
-            at += starts[run]
-            at %= 1.0
+            numbers = np.arange(first, min(first + _PIECE, n_samples))
+            run = self._run_of(first, len(numbers))
+            at = (numbers - self._starts[run]) * _GOLDEN
+            at -= np.floor(at)  # the same bits as at % 1, and sooner
+            at += phases[run]
+            at -= np.floor(at)
             at -= 0.5
-            at *= self.window
+            at *= self._window
             at += turns[run]
             np.abs(at, out=at)
             at = n_blocks - np.abs(n_blocks - at)
@@ -95,11 +110,18 @@ class BlockShuffle:
             at *= 2.0 ** (62 - bits)
             keys = at.astype(np.int64)
             keys <<= bits
-            keys |= np.arange(first, first + len(run))
+            keys |= numbers if self._by_run is None else self._by_run[numbers]
             packed[first : first + _PIECE] = keys
         packed.sort()
         packed &= (1 << bits) - 1
         return packed
+
+    def _run_of(self, first: int, count: int) -> Ints:
+        """Return the run of each of ``count`` samples from ``first`` on, of samples run by run."""
+        begun, ended = np.searchsorted(self._starts, [first, first + count], side="left")
+        inside = self._starts[begun:ended] - first
+        sizes = np.diff(inside, prepend=0, append=count)
+        return np.repeat(np.arange(begun - 1, ended), sizes)
 
 
 def _is_ascending(keys: Ints) -> bool:

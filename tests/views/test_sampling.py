@@ -18,6 +18,7 @@ from kpstore.views.sampling import (
     batches_by_length,
     batches_of,
     left_to_do,
+    numbered,
     padding_share,
     share_out,
 )
@@ -66,6 +67,26 @@ def test_an_order_stays_what_it_was_when_its_state_was_saved(
     rows = np.arange(n_videos * 30) * step % (n_videos * 30)  # sorted, or in another order
     order = BlockShuffle(rows // 64, rows // 30, 5).order(np.random.default_rng(3))
     assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] == digest
+
+
+@given(ragged, st.integers(1, 20), st.integers(1, 8), st.sampled_from(["all", "some", "any"]))
+def test_the_order_of_stored_rows_is_that_of_their_blocks_and_videos(
+    lengths: list[int], block_rows: int, window: int, kind: str
+) -> None:
+    borders = np.cumsum([0, *lengths])
+    rng = np.random.default_rng(sum(lengths))
+    n_rows = sum(lengths)
+    rows = {
+        "all": np.arange(n_rows),
+        "some": np.sort(rng.integers(0, n_rows, n_rows)),  # gaps, and rows that come twice
+        "any": rng.integers(0, n_rows, n_rows),
+    }[kind]
+    videos = np.searchsorted(borders, rows, side="right") - 1
+    plain = BlockShuffle(numbered(rows // block_rows), videos, window)
+    by_rows = BlockShuffle.of_rows(rows, block_rows, borders, window)
+    np.testing.assert_array_equal(
+        by_rows.order(np.random.default_rng(0)), plain.order(np.random.default_rng(0))
+    )
 
 
 def test_samples_of_a_video_keep_apart() -> None:
