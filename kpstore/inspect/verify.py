@@ -14,6 +14,7 @@ from kpstore.errors import CorruptError, InvalidError, KpstoreError, one_line
 from kpstore.inspect import rules
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, State, part_names
+from kpstore.schema.index import distinct
 from kpstore.store import format as fmt
 from kpstore.store.agreement import agrees
 from kpstore.store.chunk_checks import (
@@ -276,6 +277,8 @@ class _Check:
             hashes.append(np.fromiter(map(hash, some), dtype=np.int64, count=len(some)))
             rows.append(span.start + np.flatnonzero(~empty))
         every = np.concatenate(hashes)
+        if len(distinct(every)) == len(every):
+            return
         order = np.argsort(every, kind="stable")
         again = order[1:][every[order[1:]] == every[order[:-1]]]
         self.note(fmt.IMAGE_PATH, "occurs more than once", np.sort(np.concatenate(rows)[again]))
