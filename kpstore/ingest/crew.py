@@ -317,7 +317,7 @@ class Crew:
         claim = self._roster.take(order, result, has_unread=bool(unread))
         if claim is not None and unread:
             records = [video.record for video in unread]
-            look = partial(look_isolated, self._job.source, records, whole=True)
+            look = partial(look_isolated, self._job, records, whole=True)
             self._read(look, partial(self._compare, claim, unread))
 
     def _compare(
@@ -352,7 +352,7 @@ class Crew:
         """
         tried = [record for record in records if record.n_frames]
         tried = tried[:: max(1, len(tried) // _PICTURES_TRIED)][:_PICTURES_TRIED]
-        looks = look_isolated(self._job.source, tried, whole=False)
+        looks = look_isolated(self._job, tried, whole=False)
         seen = [(one, look.pixels) for one, look in zip(tried, looks, strict=True) if look.pixels]
         return tuple(seen[:: max(1, len(seen) // _PICTURES)][:_PICTURES])
 

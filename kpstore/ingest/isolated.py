@@ -26,7 +26,7 @@ from kpstore.extractors.base import takes_videos
 from kpstore.ingest.frames import extract_frames
 from kpstore.ingest.job import Job, VideoRows, by_value, failed_video, opened_extractor
 from kpstore.ingest.sight import Look, look, unreadable
-from kpstore.ingest.watch import opening_limit, step_limit
+from kpstore.ingest.watch import opening_limit, step_limit, video_limit
 from kpstore.ingest.whole_videos import extract_alone
 from kpstore.schema.index import VideoRecord
 from kpstore.sources.base import Source
@@ -35,7 +35,10 @@ MAX_DEATHS = 16
 """A video that kills this many processes is given up as a whole."""
 
 MAX_HANGS = 3
-"""A video of which this many frames hang is given up as a whole: each took its time."""
+"""A video of which this many frames hang is given up as a whole: each took its time.
+
+Of videos that only the driver looks at, this many may hang; the others then count as unreadable.
+"""
 
 Send = Callable[[object], None]
 
@@ -91,29 +94,31 @@ def extract_isolated(job: Job, record: VideoRecord) -> VideoRows:
     return failed_video(job, record, reason)
 
 
-def _fault(talk: _Talk, limit_s: float, what: str, when: str = "") -> str:
+def _fault(
+    talk: _Talk, limit_s: float, what: str, doing: str = "reading and extracting", when: str = ""
+) -> str:
     """Return the reason for a failure that ended a child."""
     if talk.code is None:
-        return (
-            f"reading and extracting this {what} took longer than {limit_s:g} s (--frame-timeout)"
-        )
+        return f"{doing} this {what} took longer than {limit_s:g} s (--frame-timeout)"
     return f"the worker process died {when or f'on this {what}'} ({_death(talk.code)})"
 
 
-def look_isolated(source: Source, records: Sequence[VideoRecord], *, whole: bool) -> list[Look]:
+def look_isolated(job: Job, records: Sequence[VideoRecord], *, whole: bool) -> list[Look]:
     """Return :func:`~kpstore.ingest.sight.look` for each video.
 
-    One that kills its reader cannot be read.
+    One that kills its reader, or takes too long, cannot be read.
     """
+    limit_s = max((video_limit(job, record.n_frames) for record in records), default=0.0)
     looks: list[Look] = []
-    deaths = 0
-    while len(looks) < len(records) and deaths < MAX_DEATHS:
+    n_died = n_hung = 0
+    while len(looks) < len(records) and n_died < MAX_DEATHS and n_hung < MAX_HANGS:
         rest = records[len(looks) :]
-        talk = _talk(partial(_look_at, source, rest, whole))
+        talk = _talk(partial(_look_at, job.source, rest, whole), limit_s)
         looks += [message for message in talk.messages if isinstance(message, Look)]
         if len(looks) < len(records):
-            looks.append(unreadable(records[len(looks)]))
-            deaths += 1
+            looks.append(unreadable(records[len(looks)], _fault(talk, limit_s, "video", "reading")))
+            n_died += 1
+            n_hung += talk.code is None
     return looks + [unreadable(record) for record in records[len(looks) :]]
 
 
@@ -245,6 +250,7 @@ def _end_with_asker() -> None:
 
 
 def _look_at(source: Source, records: Sequence[VideoRecord], whole: bool, send: Send) -> None:
+    send(_OPENED)
     for record in records:
         send(look(source, record, whole=whole))
 

@@ -39,6 +39,11 @@ def step_limit(job: Job, n_frames: int) -> float:
     """
     if not takes_videos(job.extractor):
         return job.frame_timeout_s
+    return video_limit(job, n_frames)
+
+
+def video_limit(job: Job, n_frames: int) -> float:
+    """Return how long a process may be silent that says nothing before a whole video is done."""
     return job.frame_timeout_s * (1 + n_frames // _FRAMES_A_LIMIT)
 
 

@@ -6,9 +6,10 @@ import fcntl
 import pickle
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ import pytest
 import kpstore
 from kpstore.errors import ExtractorError, InvalidError
 from kpstore.ingest import executors, isolated, watch
-from kpstore.ingest.isolated import MAX_HANGS, extract_isolated
+from kpstore.ingest.isolated import MAX_HANGS, extract_isolated, look_isolated
 from kpstore.ingest.job import Job, by_value
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import plan_ingest, run_ingest
 from kpstore.schema.feature import State
+from kpstore.schema.index import VideoRecord
 from tests.conftest import memory_location
 from tests.fakes import (
     FakeExtractor,
@@ -124,6 +126,26 @@ def test_a_model_of_whole_videos_that_hangs_fails_the_video() -> None:
     assert found.failures.video == (
         "reading and extracting this video took longer than 0.2 s (--frame-timeout)"
     )
+
+
+def test_a_video_that_hangs_does_not_stop_the_driver_that_looks_at_it() -> None:
+    class Hangs(FakeSource):
+        def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Any]:
+            if video.id in self.poisonous:
+                wait_with_the_lock()
+            return super().read_frames(video, skip=skip)
+
+    source = Hangs(LENGTHS, poisonous=AT)
+    job = Job("looks", source, FakeExtractor(), frame_timeout_s=0.5)
+    looks = look_isolated(job, source.scan().videos, whole=True)
+    assert [bool(one.pixels) for one in looks] == [True, False, True, True]
+    assert looks[1].unread == set(range(LENGTHS["v1"]))
+    assert looks[1].reason == "reading this video took longer than 0.5 s (--frame-timeout)"
+
+    source = Hangs({f"v{i}": 3 for i in range(9)}, poisonous={f"v{i}": () for i in range(9)})
+    job = Job("all", source, FakeExtractor(), frame_timeout_s=0.2)
+    looks = look_isolated(job, source.scan().videos, whole=False)
+    assert [bool(one.reason) for one in looks] == [True] * MAX_HANGS + [False] * (9 - MAX_HANGS)
 
 
 def test_a_model_that_never_starts_is_no_fault_of_the_video(
