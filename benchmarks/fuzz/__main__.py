@@ -27,8 +27,12 @@ from benchmarks.fuzz.targets import TARGETS
 
 _MOST_INPUT = 2**20
 """Bytes of the largest input; the memory bound follows from it."""
-_LIBRARIES_BYTES = 700 * 2**20
-"""Memory of the interpreter, the libraries and the corpus."""
+_LIBRARIES_BYTES = 4 * 2**30
+"""Memory of the interpreter, the libraries and the corpus, and of what Atheris keeps of inputs.
+
+That was up to a quarter of a mebibyte for each. What an input itself takes is bounded in
+:mod:`benchmarks.fuzz.rules`.
+"""
 CORPUS = Path(__file__).parents[2] / "tests" / "corpus"
 
 

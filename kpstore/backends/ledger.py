@@ -41,6 +41,8 @@ _SUM_CHARS = 16
 _KINDS = frozenset({"branch", "tag"})
 _NAMED = re.compile(rb'^[0-9a-f]{16} \{("(?:branch|tag)": "(?:[^"\\]|\\.)*"), "is": ', re.MULTILINE)
 """A line that begins with a name and the versions it leads to."""
+_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{20}\Z")
+_FILE = re.compile(rf"[a-z]+/{_ID.pattern}")
 
 
 class LedgerRecords:
@@ -194,21 +196,28 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_record(record: object) -> bool:
-    """Return whether a value is a line of a ledger; a checksum that fits can be made for any."""
+    """Return whether a value is a line of a ledger; a checksum that fits can be made for any.
+
+    Ids of versions become names of files, so they must look like those that Icechunk makes.
+    """
     if not isinstance(record, dict):
         return False
     files, names, versions = record.get("files", {}), record.keys() & _KINDS, record.get("is", [])
     return (
         isinstance(files, dict)
-        and all(isinstance(value, str) for value in files.values())
-        and ("version" not in record or isinstance(record["version"], str))
-        and isinstance(record.get("parent", ""), str | None)
+        and all(_FILE.match(file) and isinstance(value, str) for file, value in files.items())
+        and ("version" not in record or _is_id(record["version"]))
+        and (record.get("parent") is None or _is_id(record["parent"]))
         and ("parent" in record) == ("version" in record)
         and all(isinstance(record[kind], str) for kind in names)
         and ("is" in record) == bool(names)
         and isinstance(versions, list)
-        and all(isinstance(version, str) for version in versions)
+        and all(_is_id(version) for version in versions)
     )
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and _ID.match(value) is not None
 
 
 def _whole_bytes(file: int) -> int:

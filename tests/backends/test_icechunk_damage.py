@@ -26,6 +26,7 @@ from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Codec
 from kpstore.backends.garbage import Before
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_manifests import locate_chunks, locate_rows, nodes_of
+from kpstore.backends.ledger import Ledger
 from kpstore.errors import ConflictError, CorruptError, ExistsError, InvalidError
 from tests.store.data import copy_store, format_1
 
@@ -693,6 +694,19 @@ def test_a_kill_between_a_change_and_its_line_is_no_damage(
     changes.write("a", 0, values(1, seed=5))
     changes.commit("life goes on")
     assert list(again.examine()) == []
+
+
+@pytest.mark.parametrize("version", ["../../outside", "\ud800", "", "a" * 20])
+def test_what_is_no_id_of_a_version_is_damage_of_the_ledger(
+    backend: IcechunkBackend, version: str
+) -> None:
+    ledger = Ledger(Path(backend.location) / "kpstore" / "ledger")
+    sound = len(ledger.read().content.splitlines())
+    ledger.write([{"tag": "old", "is": [version]}, {"version": version, "parent": None}])
+    ledger.write([{"files": {f"snapshots/{version}": "0"}}])
+    assert list(backend.examine()) == [
+        f"kpstore/ledger is damaged: line {sound + n} is not what was written" for n in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize(("change", "name"), [("delete_tag", "old"), ("delete_branch", "try")])
