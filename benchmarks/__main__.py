@@ -18,6 +18,7 @@ from benchmarks.record import RESULTS, ROOT
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "checks": ("--frames 947756 --runs 3", "--frames 10000"),
     "cold": ("", "--scale 0.01 --runs 1"),
+    "commands": ("", "--frames 2000 --runs 1"),
     "commit": ("", "--runs 1"),
     "compressed": ("", "--scale 0.01 --runs 1"),
     "extract": ("", "--frames 16 --runs 1"),
