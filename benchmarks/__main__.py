@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "loaders": ("", "--frames 2000 --runs 1"),
     "old_training": ("--runs 3", "--frames 400 --image-size 32 --steps 4"),
     "read": ("", "--scale 0.01 --runs 1 --seconds 0.1"),
+    "readers": ("", "--scale 0.01 --runs 1 --batches 4"),
     "render": ("", "--frames 32 --runs 1"),
     "scripts": ("", "--frames 2000 --videos 10 --runs 1"),
     "shuffle": ("", ""),
