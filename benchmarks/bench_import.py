@@ -11,6 +11,9 @@
 - *peak*: highest resident memory (``VmHWM``, so this needs Linux). *nothing* has only imported
   modules, *empty store* has also made a store without anything in it: what is above those is due to
   the data.
+- *phases*: CPU seconds of ``pickle.load`` and of an import of the pickle, in one process: its
+  opcodes are checked, then its values are made, then rows, hashes and files. The first two are
+  measured alone, and the third is what the whole import takes beside them.
 
 At full size the two files take some 4 GB, the stores 2 GB each, and the pickle about 6 GB of
 memory.
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import pickle
 import subprocess
@@ -34,16 +38,19 @@ import numpy as np
 
 import kpstore
 from benchmarks import record
-from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths
+from benchmarks.cases import SyntheticExtractor, SyntheticSource, phoenix_lengths, timed
 from kpstore import plugins
+from kpstore.budget import MemoryBudget
 from kpstore.interop.base import Format
 from kpstore.interop.pickle import PICKLE
 from kpstore.interop.pickle.opcodes import PickleWriter, array_opcodes, plain
+from kpstore.interop.unpickling import check_opcodes, load_pickle
 from kpstore.schema.feature import FeatureRows
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import PART_SLICES
 
 JOBS = ("nothing", "empty store", "pickle.load", "np.load", "import pickle", "import npz")
+PHASES = "phases"
 
 
 def frames_of(videos: list[VideoRecord]) -> Iterator[FeatureRows]:
@@ -127,7 +134,35 @@ def work(job: str, folder: Path) -> None:
         import_file(folder, folder / "npz.kps", "npz")
 
 
+def phases(raw: Path, store: Path) -> dict[str, float]:
+    """Return CPU seconds of an import of a pickle, and of its layers alone."""
+    from kpstore.interop.transfer import import_file
+
+    def load() -> None:
+        with raw.open("rb") as file:
+            pickle.load(file)
+
+    def check() -> None:
+        with raw.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            check_opcodes(mapped, str(raw), MemoryBudget.of(raw))
+
+    _, loading = timed(load)
+    _, checking = timed(check)
+    _, making = timed(lambda: load_pickle(raw))
+    _, everything = timed(lambda: import_file(raw, store, "pickle"))
+    return {
+        "pickle.load": loading,
+        "opcodes, checked": checking,
+        "values, made": making - checking,
+        "rows, hashes, writing": everything - making,
+        "the whole import": everything,
+    }
+
+
 def _child(job: str, folder: str) -> None:
+    if job == PHASES:
+        print(json.dumps(phases(Path(folder, "raw.pkl"), Path(folder, "phases.kps"))))
+        return
     began = time.perf_counter()
     work(job, Path(folder))
     print(
@@ -190,17 +225,23 @@ def run(*, scale: float = 1.0, lists: list[Path], folder: Path | None = None) ->
             "pickle_mib": round(raw.stat().st_size / 2**20),
             "npz_mib": round(sum(path.stat().st_size for path in place.glob("*.npz")) / 2**20),
             "jobs": found,
+            "phases": measure(PHASES, place),
         }
 
 
 def tables(found: dict[str, Any]) -> dict[str, record.Table]:
-    """Return a table of the jobs."""
+    """Return a table of the jobs, and one of where an import of the pickle goes."""
     rows = [
         (job, one["seconds"], f"{one['peak_mib']:,}", f"{one['due_to_data_mib']:,}")
         for job, one in found["jobs"].items()
         if "due_to_data_mib" in one
     ]
-    return {"jobs": [("", "s", "peak, MiB", "due to data, MiB"), *rows]}
+    whole = found["phases"]["the whole import"]
+    phases = [(what, f"{s:.2f}", f"{s / whole:.2f}") for what, s in found["phases"].items()]
+    return {
+        "jobs": [("", "s", "peak, MiB", "due to data, MiB"), *rows],
+        "phases": [("", "CPU s", "of the import"), *phases],
+    }
 
 
 def main() -> None:
@@ -213,7 +254,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to put the files; a temporary folder by default"
     )
-    parser.add_argument("--child", choices=JOBS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=(*JOBS, PHASES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         _child(args.child, str(args.folder))
