@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from kpstore.budget import VALUE_BYTES, MemoryBudget
 from kpstore.errors import DAMAGE, InvalidError
+from kpstore.user_files import uncollected
 
 _DTYPE = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|[US][0-9]{1,9}|O[48]?)\Z")
 _CORES = ("numpy._core", "numpy.core")
@@ -74,7 +75,8 @@ def loads_pickle(data: bytes, name: str, budget: MemoryBudget | None = None) -> 
 
 def _load(file: IO[bytes], name: str) -> object:
     try:
-        return _PlainUnpickler(file).load()
+        with uncollected():
+            return _PlainUnpickler(file).load()
     except RefusedError as error:
         raise InvalidError(f"{name}: {error}") from None
     except _BROKEN as error:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.chunks import Chunks, Strips
+from kpstore.machine import usable_cores
 from kpstore.schema.index import distinct
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ _IN_USE = np.iinfo(np.int64).max
 _WORTH_SHARING = 8
 """Fewer are decoded by the calling thread: for a loader's threads, with some chunks each,
 handing them over costs more."""
-_N_THREADS = min(8, os.cpu_count() or 1)
+_N_THREADS = min(8, usable_cores())
 _PARTS = 4
 """Parts of the work per thread: handing over one chunk costs as much as checking a small one."""
 
