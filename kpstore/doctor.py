@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "mediapipe": ("mediapipe",),
+    "holistic-torch": ("torch", "tflite"),
     "video": ("av",),
     "dask": ("dask", "distributed"),
     "torch": ("torch",),
