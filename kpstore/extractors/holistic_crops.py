@@ -167,13 +167,16 @@ def _perspective(corners: Tensor, side: int) -> tuple[Tensor, ...]:
     samples fall. A closed form is as good and has other bits; so products are float32 and sums
     are in the order of OpenCV.
     """
-    square = corners.new_tensor([[0, side], [0, 0], [side, 0], [side, side]])
+    # Made on the device: a tensor that is sent there would be waited for.
+    number = torch.arange(4, device=corners.device)
+    u = (number >= 2).float() * side
+    v = ((number == 0) | (number == 3)).float() * side
     none, one = torch.zeros_like(corners[..., 0]), torch.ones_like(corners[..., 0])
     x, y = corners.unbind(2)
-    to_x = [x, y, one, none, none, none, -x * square[:, 0], -y * square[:, 0]]
-    to_y = [none, none, none, x, y, one, -x * square[:, 1], -y * square[:, 1]]
+    to_x = [x, y, one, none, none, none, -x * u, -y * u]
+    to_y = [none, none, none, x, y, one, -x * v, -y * v]
     system = torch.cat([torch.stack(to_x, 2), torch.stack(to_y, 2)], 1).double()
-    sides = square.T.reshape(1, 8, 1).expand(len(corners), 8, 1).double()
+    sides = torch.cat([u, v]).reshape(1, 8, 1).expand(len(corners), 8, 1).double()
     return _solved(torch.cat([system, sides], 2))
 
 

@@ -21,8 +21,8 @@ from kpstore.extractors.tflite_operations import position_free
 FLOAT_MIN = 1.1754943508222875e-38
 """``std::numeric_limits<float>::min()``: MediaPipe begins its searches of a maximum here, not at
 minus infinity, so that the maximum of numbers below zero is zero."""
-PALM = (0, 1, 2, 3, 5, 6, 9, 10, 13, 14, 17, 18)
-"""Points of a hand that make its region."""
+PALM = (slice(0, 4), slice(5, 7), slice(9, 11), slice(13, 15), slice(17, 19))
+"""Points of a hand that make its region; slices, since a list of numbers is sent to a GPU."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,11 @@ def hand_region_of_recrop(points: Tensor, sizes: Tensor) -> Tensor:
 
 def hand_region_of_landmarks(hands: Tensor, sizes: Tensor) -> Tensor:
     """Return rects of hands from the last frame's 21 points (HandLandmarksToRectCalculator)."""
-    palm = hands[:, PALM, :2]
-    # Joints 5 and 13, then 9: the middle of the knuckles.
-    knuckles = ((palm[:, 4] + palm[:, 8]) / 2 + palm[:, 6]) / 2
-    angle = rotation_between(palm[:, 0] * sizes, knuckles * sizes, math.pi * 0.5)
+    hands = hands[..., :2]
+    palm = torch.cat([hands[:, some] for some in PALM], 1)
+    # The middle of the knuckles of index and ring finger, then of that and the middle finger's.
+    knuckles = ((hands[:, 5] + hands[:, 13]) / 2 + hands[:, 9]) / 2
+    angle = rotation_between(hands[:, 0] * sizes, knuckles * sizes, math.pi * 0.5)
     back = normalized_angle(-angle)
     centre = (palm.amax(1).clamp(min=FLOAT_MIN) + palm.amin(1)) / 2
     offsets = (palm - centre[:, None]) * sizes[:, None]

@@ -43,7 +43,7 @@ _LEAST_SCORE = 0.5
 """Above which a face or a hand is there; MediaPipe has no option for it."""
 _LEAST_VISIBILITY = 0.1
 """Of a wrist, above which its hand is looked for."""
-_LEFT, _RIGHT = (15, 17, 19), (16, 18, 20)
+_LEFT, _RIGHT = slice(15, 20, 2), slice(16, 21, 2)
 """Wrist, little finger and index finger of the pose."""
 
 Rows = Literal["present", "all"]
@@ -178,8 +178,11 @@ class HolisticTorch:
         self._least_pose = min_tracking_confidence
         self._models = models.to(self._device).eval()
         if on_cpu:
-            self._models.pack(self.rows_per_call)
+            # The order of weights depends on the number of threads, as the calls do.
+            with reproducible(self._device):
+                self._models.pack(self.rows_per_call)
         with torch.inference_mode():
+            self._whole = torch.tensor(WHOLE, device=self._device)
             self._memory = _Memory.empty(rows, self._device)
 
     def start_video(self, row: int) -> None:
@@ -257,7 +260,7 @@ class HolisticTorch:
         return (pose, hands, face), _Memory(face, hands)
 
     def _pose(self, scene: _Scene, has_frame: Tensor) -> _Part:
-        whole = torch.tensor(WHOLE, device=self._device).expand(self.rows, 5)
+        whole = self._whole.expand(self.rows, 5)
         found = self._looked(self._models.pose_detector, scene, whole, has_frame)
         keypoints = without_padding(found.points, found.padding)
         rects = regions.pose_region(keypoints, scene.sizes)
@@ -301,8 +304,7 @@ class HolisticTorch:
     ) -> _Answer:
         """Return what a model finds in a region of each row's frame."""
         # A region of a row that is not wanted may be anything, even not finite.
-        whole = torch.tensor(WHOLE, device=self._device)
-        rects = torch.where(wanted[:, None], rects, whole)
+        rects = torch.where(wanted[:, None], rects, self._whole)
         pixels, padding = pixel_regions(rects, scene.sizes, model.kind)
         points = rects.new_zeros(len(rects), *model.shape)
         scores = rects.new_zeros(len(rects))

@@ -249,6 +249,16 @@ def test_independent_frames_are_each_the_first_of_a_video(models, clip, found):
     assert len(holistic.independent([])) == 0
 
 
+def test_bits_do_not_depend_on_the_number_of_threads(clip, found):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        made = steps(HolisticTorch(load_models(), rows=1), [clip[:2]])[0]
+    finally:
+        torch.set_num_threads(before)
+    assert_same_bits(made, found[:2])
+
+
 def test_settings_of_torch_are_as_before(models, clip):
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     flags = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
