@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "first_read": ("", "--scale 0.01 --runs 1"),
     "growth": ("--most 10000000", "--most 10000 --runs 1"),
     "hdf5": ("", "--frames 8192 --runs 1"),
+    "holistic": ("", "--frames 2"),
     "import": ("", "--scale 0.01"),
     "ingest_mediapipe": ("--copies 25", "--copies 1 --runs 1"),
     "ingest_scale": ("", "--scale 0.01"),

@@ -1,0 +1,274 @@
+"""How far Holistic in torch is from MediaPipe's, and how fast it is beside it.
+
+``python -m benchmarks.bench_holistic [--data FOLDER] [--frames 40] [--match NAME]``
+
+Clips are the videos and pictures of a folder, or, without one, pictures of the demo in which
+nobody shows hands. Each is processed in its own size and, if larger, in at most 210 x 260 with its
+aspect kept. MediaPipe is also compared with itself, on the same frames with 0.1 % of their values
+changed by one level of 255: what it moves by then is noise of the model, and the measure for
+everything else.
+
+``presence`` is the share of frames in which both find a part, or neither does. Distances are in
+pixels of the frame. Everything runs on one core, in turn, frame by frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks import record
+from benchmarks.record import Table, short
+from kpstore.extractors.holistic_models import load_models
+from kpstore.extractors.holistic_torch import HolisticRows, HolisticTorch
+from kpstore.extractors.mediapipe import load_solutions, quiet_calls, quiet_start
+from kpstore.sources.demo import write_demo_dataset
+
+Frames = list[NDArray[np.uint8]]
+Found = dict[str, NDArray[np.float32] | None]
+
+PARTS = ("pose", "face", "left_hand", "right_hand")
+SMALL = (210, 260)
+VIDEOS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
+PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
+CHANGED = 1e-3
+
+
+@dataclass
+class _Compared:
+    """One part of all frames, by two programs."""
+
+    frames: int = 0
+    agree: int = 0
+    distances: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def add(
+        self, one: NDArray[np.float32] | None, other: NDArray[np.float32] | None, size: Any
+    ) -> None:
+        self.frames += 1
+        self.agree += (one is None) == (other is None)
+        if one is not None and other is not None:
+            self.distances.append(np.linalg.norm((one - other)[:, :2] * size, axis=1))
+
+    def figures(self) -> dict[str, float]:
+        """Return what the table shows, as numbers."""
+        if not self.distances:
+            return {"presence": self.agree / max(1, self.frames), "both": 0}
+        worst = np.array([one.max() for one in self.distances])
+        every = np.concatenate(self.distances)
+        median, most, nearly = np.quantile(every, [0.5, 0.99, 0.999])
+        return {
+            "presence": self.agree / self.frames,
+            "both": len(worst),
+            "median_px": float(median),
+            "p99_px": float(most),
+            "p999_px": float(nearly),
+            "max_px": float(every.max()),
+            "frames_over_half_px": int((worst > 0.5).sum()),
+            "frames_over_2_px": int((worst > 2).sum()),
+        }
+
+
+class _Mediapipe:
+    """MediaPipe's own, and the time it takes."""
+
+    def __init__(self) -> None:
+        solutions = load_solutions()
+        with quiet_start(), quiet_calls():
+            self._holistic = solutions.holistic.Holistic(static_image_mode=True, model_complexity=1)
+            self._holistic._graph.wait_until_idle()
+        self.seconds = 0.0
+
+    def start(self) -> None:
+        with quiet_start(), quiet_calls():
+            self._holistic.reset()
+            self._holistic._graph.wait_until_idle()
+
+    def frame(self, image: NDArray[np.uint8]) -> Found:
+        began = time.perf_counter()
+        with quiet_calls():
+            found = self._holistic.process(image)
+        self.seconds += time.perf_counter() - began
+        made: Found = {}
+        for part in PARTS:
+            points = getattr(found, f"{part}_landmarks")
+            made[part] = points and np.array(
+                [(point.x, point.y, point.z) for point in points.landmark], dtype=np.float32
+            )
+        return made
+
+
+class _Torch:
+    """Ours, one video at a time."""
+
+    def __init__(self) -> None:
+        self._holistic = HolisticTorch(load_models(), rows=1)
+        self.seconds = 0.0
+
+    def start(self) -> None:
+        self._holistic.start_video(0)
+
+    def frame(self, image: NDArray[np.uint8]) -> Found:
+        began = time.perf_counter()
+        rows = self._holistic.step([image])
+        self.seconds += time.perf_counter() - began
+        return {part: _points(rows, part) for part in PARTS}
+
+
+def _points(rows: HolisticRows, part: str) -> NDArray[np.float32] | None:
+    points: NDArray[np.float32] = getattr(rows, part)[0]
+    return None if np.isnan(points).any() else points
+
+
+def clips_in(folder: Path, *, frames: int, match: str) -> Iterator[tuple[str, Frames]]:
+    """Yield the first frames of each video, and each picture."""
+    for path in sorted(folder.rglob("*")):
+        kind = path.suffix.lower()
+        if match not in path.name or kind not in VIDEOS + PICTURES:
+            continue
+        if kind in PICTURES:
+            with Image.open(path) as picture:
+                yield path.stem, [np.asarray(picture.convert("RGB"))]
+        else:
+            yield path.stem, _first_frames(path, frames)
+
+
+def _first_frames(path: Path, count: int) -> Frames:
+    import av
+
+    made: Frames = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            made.append(frame.to_ndarray(format="rgb24"))
+            if len(made) == count:
+                break
+    return made
+
+
+def _made_up(folder: Path, frames: int) -> Iterator[tuple[str, Frames]]:
+    write_demo_dataset(folder, videos=1, frames=frames)
+    for video in sorted(folder.glob("features/*/train/*")):
+        paths = sorted(video.glob("*.png"))[:frames]
+        yield video.name, [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+
+def smaller(images: Frames) -> Frames | None:
+    """Return images that fit into 210 x 260, their aspect kept; None if these do already."""
+    height, width = images[0].shape[:2]
+    scale = min(SMALL[0] / width, SMALL[1] / height)
+    if scale >= 1:
+        return None
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resized = (Image.fromarray(image).resize(size, Image.Resampling.BOX) for image in images)
+    return [np.asarray(image) for image in resized]
+
+
+def _changed(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return an image of which one value in a thousand is another by one level."""
+    chosen = rng.random(image.shape) < CHANGED
+    other = np.where(image < 255, image + 1, 254).astype(np.uint8)
+    return np.where(chosen, other, image)
+
+
+@dataclass
+class _Comparison:
+    """Ours and a disturbed MediaPipe beside MediaPipe, for frames of one kind of size."""
+
+    ours: dict[str, _Compared] = field(default_factory=lambda: {p: _Compared() for p in PARTS})
+    itself: dict[str, _Compared] = field(default_factory=lambda: {p: _Compared() for p in PARTS})
+
+    def add(self, images: Frames, runs: tuple[_Mediapipe, _Mediapipe, _Torch]) -> None:
+        rng = np.random.default_rng(0)
+        reference, disturbed, ours = runs
+        for run in runs:
+            run.start()
+        size = images[0].shape[1::-1]
+        for image in images:
+            wanted = reference.frame(image)
+            mine, noisy = ours.frame(image), disturbed.frame(_changed(image, rng))
+            for part in PARTS:
+                self.ours[part].add(mine[part], wanted[part], size)
+                self.itself[part].add(noisy[part], wanted[part], size)
+
+    def figures(self) -> dict[str, dict[str, dict[str, float]]]:
+        return {
+            name: {part: one.figures() for part, one in compared.items()}
+            for name, compared in (("torch", self.ours), ("mediapipe itself", self.itself))
+        }
+
+
+def _table(figures: dict[str, dict[str, dict[str, float]]]) -> Table:
+    heads = "part", "beside MediaPipe", "presence", "both", "median px", "99 %", "99.9 %", "max"
+    rows: list[list[object]] = [[*heads, "frames > 0.5 px", "> 2 px"]]
+    for part in PARTS:
+        for name, parts in figures.items():
+            one = parts[part]
+            keys = ("median_px", "p99_px", "p999_px", "max_px")
+            row: list[object] = [part, name, f"{one['presence']:.2%}", one["both"]]
+            row += [short(one.get(key, np.nan)) for key in keys]
+            row += [one.get(key, 0) for key in ("frames_over_half_px", "frames_over_2_px")]
+            rows.append(row)
+    return rows
+
+
+def run(data: Path | None, *, frames: int, match: str) -> tuple[dict[str, Any], dict[str, Table]]:
+    """Compare all clips; return figures and tables."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    runs = (_Mediapipe(), _Mediapipe(), _Torch())
+    for one in runs:  # the first frame takes longer
+        one.frame(np.zeros((64, 64, 3), dtype=np.uint8))
+        one.seconds = 0.0
+    native, small = _Comparison(), _Comparison()
+    with tempfile.TemporaryDirectory() as folder:
+        clips = (
+            _made_up(Path(folder) / "demo", frames)
+            if data is None
+            else clips_in(data, frames=frames, match=match)
+        )
+        count = 0
+        for name, images in clips:
+            native.add(images, runs)
+            count += len(images)
+            if (shrunk := smaller(images)) is not None:
+                small.add(shrunk, runs)
+                count += len(shrunk)
+            print(f"{name}: {len(images)} frames of {images[0].shape[1]} x {images[0].shape[0]}")
+    times = {
+        name: one.seconds / max(1, count) * 1e3
+        for name, one in (("mediapipe", runs[0]), ("torch", runs[2]))
+    }
+    tables = {"native size": _table(native.figures())}
+    if small.ours["pose"].frames:
+        tables["at most 210 x 260"] = _table(small.figures())
+    tables["milliseconds per frame on one core"] = [
+        ["mediapipe", "torch", "torch / mediapipe"],
+        [*map(short, times.values()), short(times["torch"] / times["mediapipe"])],
+    ]
+    found = {"native": native.figures(), "small": small.figures(), "milliseconds": times}
+    return {**found, "frames": count}, tables
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = record.parser(__doc__)
+    parser.add_argument("--data", type=Path, help="a folder of videos and pictures")
+    parser.add_argument("--frames", type=int, default=40, help="most frames of a video")
+    parser.add_argument("--match", default="", help="a part of the names of files to compare")
+    args: argparse.Namespace = parser.parse_args()
+    found, tables = run(args.data, frames=args.frames, match=args.match)
+    record.finish(args, found, tables)
+
+
+if __name__ == "__main__":
+    main()
