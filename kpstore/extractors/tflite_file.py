@@ -27,11 +27,11 @@ from kpstore.errors import (
 from kpstore.extractors.checkpoint_files import brief
 
 MOST_FILE_BYTES = 256 * 2**20
-"""Of a model; the largest of MediaPipe's has 26 MiB."""
+"""Of a model; those of Holistic have at most 6 MiB."""
 MOST_ITEMS = 10_000
 """Tensors, and operations, of a model; those of MediaPipe have at most some hundreds."""
-MOST_RESULT_BYTES = 2**30
-"""Of all results of operations for one picture; MediaPipe's pose model makes 136 MiB."""
+MOST_RESULT_BYTES = 512 * 2**20
+"""Of all results of operations for one picture; MediaPipe's pose model makes 63 MiB."""
 _IDENTIFIER = b"TFL3"
 
 OPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {

@@ -182,7 +182,7 @@ def test_what_does_not_fit_together_is_one_error(written, parts):
 
 def test_huge_shapes_take_no_memory(written):
     shape = (1, 2**15, 2**15, 3)
-    with pytest.raises(InvalidError, match="MiB of results for one picture, at most 1024"):
+    with pytest.raises(InvalidError, match="MiB of results for one picture, at most 512"):
         load_tflite(written([shape, shape], [("RELU", (0,), 1, {})]))
     weight = (np.ones(2, np.float16), sparse((2**10, 2**10, 2**10, 3), [0, 1], [2]))
     with pytest.raises(InvalidError, match="would take"):
