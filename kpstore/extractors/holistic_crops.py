@@ -65,7 +65,9 @@ class Frames:
         packed = np.zeros((sum(counts), 4), dtype=np.uint8)
         starts = np.cumsum([0, *counts[:-1]], dtype=np.int32)
         for image, start, count in zip(images, starts, counts, strict=True):
-            packed[start : start + count, :3] = image.reshape(-1, 3)
+            # One colour after another: NumPy copies rows of three bytes at a quarter of the speed.
+            for colour in range(3):
+                packed[start : start + count, colour] = image.reshape(-1, 3)[:, colour]
         sizes = np.array([[image.shape[1], image.shape[0]] for image in images], dtype=np.int32)
         return cls(
             torch.from_numpy(packed.view("<i4").ravel()),
