@@ -152,6 +152,35 @@ class Extractor(Model, Protocol):
         """
 
 
+class LockstepExtractor(Extractor, Protocol):
+    """Takes a frame of each of many videos at once, and remembers each video's frames.
+
+    Results are those of :meth:`Extractor.extract`, and do not depend on the other videos. All its
+    features are of frames. If ``videos_at_once`` is 1, frames are given to ``extract``.
+    """
+
+    @property
+    def videos_at_once(self) -> int:
+        """Number of rows of a batch: of videos that are computed together."""
+
+    def start_row(self, row: int) -> None:
+        """Forget the frames of a row, whose next frame is the first of another video."""
+
+    def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
+        """Return one row per image.
+
+        Parameters
+        ----------
+        images : for each row of the batch the next frame of its video, (height, width, 3) uint8
+            RGB; None for a row without one. Rows of the result are ignored there.
+
+        Raises
+        ------
+        ExtractorError
+            If the model itself fails, which ends the run, or this worker's part in it.
+        """
+
+
 class VideoExtractor(Model, Protocol):
     """Takes whole videos, several at once; the result for a video does not depend on the others.
 
@@ -184,6 +213,11 @@ AnyExtractor = Extractor | VideoExtractor
 def takes_videos(extractor: AnyExtractor) -> TypeGuard[VideoExtractor]:
     """Whether an extractor takes whole videos instead of frames."""
     return hasattr(extractor, "extract_videos")
+
+
+def goes_in_lockstep(extractor: AnyExtractor) -> TypeGuard[LockstepExtractor]:
+    """Whether an extractor takes frames of several videos at once."""
+    return getattr(extractor, "videos_at_once", 1) > 1
 
 
 def settle(extractor: AnyExtractor, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:

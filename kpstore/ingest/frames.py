@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -48,8 +48,8 @@ def extract_frames(
     announce : called before each frame is touched; decoding then does not run ahead.
     """
     extractor = cast("Extractor", opened_extractor(job))
-    collector = _Collector(extractor, record, dict(skip or {}), announce, report)
-    frames = _read(job, record, frozenset(skip or ()))
+    collector = Collector(extractor, record, skip, announce, report)
+    frames = read_frames(job, record, frozenset(skip or ()))
     collector.start(read_reference(job, record))
     if announce is None:
         with read_ahead(frames, max(_AHEAD_FRAMES, 2 * extractor.batch_size)) as ahead:
@@ -59,7 +59,9 @@ def extract_frames(
     return collector.finish()
 
 
-def _read(job: Job, record: VideoRecord, skip: frozenset[int]) -> Iterator[Frame]:
+def read_frames(
+    job: Job, record: VideoRecord, skip: frozenset[int] = frozenset()
+) -> Iterator[Frame]:
     """Yield the frames of a video, and raise the errors of its source as its own."""
     count = 0
     try:
@@ -151,20 +153,26 @@ def put_rows(
                 target.companions[companion][numbers] = array[kept]
 
 
-class _Collector:
-    """Gives frames to the extractor in batches, and collects rows, states and failures."""
+class Collector:
+    """Collects rows, states and failures of a video's frames; gives them to the extractor.
+
+    Parameters
+    ----------
+    raised : reasons by number of frames that have failed before.
+    announce, report : see :func:`extract_frames`.
+    """
 
     def __init__(
         self,
         extractor: Extractor,
         record: VideoRecord,
-        raised: dict[int, str],
-        announce: Announce | None,
-        report: OnFrames | None,
+        raised: Mapping[int, str] | None = None,
+        announce: Announce | None = None,
+        report: OnFrames | None = None,
     ) -> None:
         # Reasons by number of each frame that failed; see :class:`Doubts`.
         self._unread: dict[int, str] = {}
-        self._raised = raised
+        self._raised = dict(raised or {})
         self._reported: dict[int, str] = {}
         self._extractor, self._announce = extractor, announce
         self._report = report or (lambda n_frames: None)
@@ -174,24 +182,60 @@ class _Collector:
         self._sizes: dict[int, tuple[int, int]] = {}
 
     def start(self, reference: NDArray[np.uint8] | None) -> None:
+        """Begin the video in the extractor, and take the features of the video itself."""
         of_video = self._extractor.start_video(reference)
         specs = [spec for spec in self._extractor.specs if spec.axis == "video"]
         self._rows |= check_rows(specs, of_video, 1)
 
     def consume(self, frames: Iterable[Frame]) -> None:
+        """Have all frames extracted, in batches."""
         batch: list[tuple[int, NDArray[np.uint8]]] = []
         for number, frame in enumerate(frames):
-            if isinstance(frame, FrameError):
-                if number not in self._raised:
-                    self._unread[number] = one_line(frame.reason)
-                self._report(1)
+            image = self.admit(number, frame)
+            if image is None:
                 continue
-            self._sizes[number] = (frame.shape[1], frame.shape[0])
-            batch.append((number, frame))
+            batch.append((number, image))
             if len(batch) >= self._extractor.batch_size:
                 self._extract(batch)
                 batch = []
         self._extract(batch)
+
+    def admit(self, number: int, frame: Frame) -> NDArray[np.uint8] | None:
+        """Return the picture of a frame; None, which is on record, if it could not be read."""
+        if isinstance(frame, FrameError):
+            if number not in self._raised:
+                self._unread[number] = one_line(frame.reason)
+            self._report(1)
+            return None
+        self._sizes[number] = (frame.shape[1], frame.shape[0])
+        return frame
+
+    def fail(self, number: int, reason: str) -> None:
+        """Record that the model did not take a frame."""
+        self._raised[number] = reason
+        self._report(1)
+
+    def put(
+        self,
+        numbers: Sequence[int],
+        rows: Mapping[str, FeatureRows],
+        places: Sequence[int],
+        failed: Mapping[int, str],
+    ) -> None:
+        """Take what the model returned for some frames.
+
+        Parameters
+        ----------
+        numbers : of the frames.
+        places : for each, its row in ``rows``.
+        failed : reasons by row.
+        """
+        kept = [n for n, place in enumerate(places) if place not in failed]
+        put_rows(self._rows, [numbers[n] for n in kept], rows, [places[n] for n in kept])
+        for number, place in zip(numbers, places, strict=True):
+            if place in failed:
+                self._reported[number] = one_line(failed[place])
+        self._report(len(numbers))
 
     def _extract(self, batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
         if not batch:
@@ -208,14 +252,9 @@ class _Collector:
             if len(batch) > 1:
                 self._one_by_one(batch)
                 return
-            self._raised[batch[0][0]] = one_line(error)
-            self._report(1)
+            self.fail(batch[0][0], one_line(error))
             return
-        kept = [n for n in range(len(batch)) if n not in found.failed]
-        put_rows(self._rows, [batch[n][0] for n in kept], rows, kept)
-        for n, reason in found.failed.items():
-            self._reported[batch[n][0]] = one_line(reason)
-        self._report(len(batch))
+        self.put([number for number, _ in batch], rows, range(len(batch)), found.failed)
 
     def _one_by_one(self, batch: list[tuple[int, NDArray[np.uint8]]]) -> None:
         for number, image in batch:
@@ -224,6 +263,7 @@ class _Collector:
             self._extract([(number, image)])
 
     def finish(self) -> VideoRows:
+        """Return the rows of the video."""
         failed = self._unread | self._raised | self._reported
         doubts = Doubts(frozenset(self._unread), frozenset(self._raised), frozenset(self._reported))
         notes = _size_notes(self._record, self._sizes)

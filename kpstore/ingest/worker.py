@@ -9,7 +9,7 @@ import numpy as np
 
 from kpstore.backends.base import Fork
 from kpstore.errors import CorruptError, ExtractorError
-from kpstore.extractors.base import takes_videos
+from kpstore.extractors.base import goes_in_lockstep, takes_videos
 from kpstore.ingest.blocks import ChunkWriter, RowBlock
 from kpstore.ingest.frames import extract_frames
 from kpstore.ingest.job import (
@@ -21,6 +21,7 @@ from kpstore.ingest.job import (
     opened_extractor,
     processor,
 )
+from kpstore.ingest.lockstep import extract_in_lockstep
 from kpstore.ingest.plan import PlannedVideo, Task
 from kpstore.ingest.whole_videos import extract_whole
 from kpstore.schema.failures import Failures
@@ -149,9 +150,14 @@ def extract_videos(
 ) -> Iterator[tuple[PlannedVideo, VideoRows]]:
     """Yield the rows of some videos, in their order; see :func:`run_task`."""
     # Opened here, where an error ends the run: it is not the first video's fault.
-    if extract is None and takes_videos(opened_extractor(job)):
-        yield from extract_whole(job, videos, report)
-        return
+    if extract is None:
+        extractor = opened_extractor(job)
+        if takes_videos(extractor):
+            yield from extract_whole(job, videos, report)
+            return
+        if goes_in_lockstep(extractor):
+            yield from extract_in_lockstep(job, videos, report)
+            return
     for video in videos:
         try:
             if extract is None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import ExtractorError, UnsupportedError
+from kpstore.errors import ExtractorError, UnsupportedError, one_line
 from kpstore.extractors.base import Extracted
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
@@ -249,3 +249,36 @@ class Unstartable(FakeExtractor):
 
     def open(self, device: str = "cpu") -> None:
         raise FileNotFoundError("no weights.onnx")
+
+
+@dataclass
+class Lockstep(FakeExtractor):
+    """The same model for several videos at once, each with a state of its own."""
+
+    videos_at_once: int = 4
+
+    def open(self, device: str = "cpu") -> None:
+        super().open(device)
+        self._rows = [FakeExtractor(fail_above=self.fail_above) for _ in range(self.videos_at_once)]
+        for one in self._rows:
+            one.open()
+        self.n_together: list[int] = []
+        """Number of images in each step."""
+
+    def start_row(self, row: int) -> None:
+        self._rows[row].start_video()
+
+    def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
+        rows, failed = self.spec.empty_rows(len(images)), dict[int, str]()
+        self.n_together.append(sum(image is not None for image in images))
+        for number, (one, image) in enumerate(zip(self._rows, images, strict=True)):
+            if image is None:
+                continue
+            try:
+                made = one.rows([image])
+            except ValueError as error:
+                failed[number] = one_line(error)
+                continue
+            rows.values[number] = made.values[0]
+            rows.companions["detected"][number] = made.companions["detected"][0]
+        return Extracted({self.spec.name: rows}, failed)
