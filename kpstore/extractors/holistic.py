@@ -1,19 +1,40 @@
-"""MediaPipe Holistic, which finds the person, then the face and the hands from the pose."""
+"""MediaPipe Holistic, which finds the person, then the face and the hands from the pose.
+
+It runs in MediaPipe itself, or in torch (:mod:`kpstore.extractors.holistic_torch`), which computes
+the same for many videos at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError
-from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+from kpstore.errors import InvalidError, MismatchError
+from kpstore.extractors.base import Extracted, check_image, is_whole
+from kpstore.extractors.holistic_engine import HolisticEngine, engine_of, missing_for_torch
+from kpstore.extractors.mediapipe import (
+    FoundParts,
+    MediapipeExtractor,
+    check_options,
+    pose_model,
+    select_face,
+)
 from kpstore.options import WHAT, Option
-from kpstore.schema.feature import FeatureRows
+from kpstore.schema.feature import FeatureRows, Provenance
+from kpstore.schema.layout import PART_SLICES, PARTS
+
+if TYPE_CHECKING:
+    from kpstore.extractors.holistic_torch import HolisticRows
+
+Engine = Literal["auto", "mediapipe", "torch"]
+_MOST_ROWS = 4096
 
 
 @dataclass(kw_only=True)
@@ -31,6 +52,17 @@ class HolisticExtractor(MediapipeExtractor):
     independent_frames : restart the model before each frame, so that frames do not depend on each
         other; about half as fast, and only with ``mode="image"``.
     min_tracking_confidence : 0 to 1; poses below it are dropped.
+    engine : ``"mediapipe"``, the reference, computes frame by frame on a CPU. ``"torch"`` runs the
+        same models for many videos at once, on a GPU if the run has one, with ``mode="image"`` and
+        ``model_complexity=1`` alone; a feature begun by one engine is never continued by the other.
+        ``"auto"`` is the one that the feature was begun with; for a new feature ``"torch"`` where
+        the run has GPUs, else ``"mediapipe"``.
+    models : a folder that holds MediaPipe's models, for the engine torch: ``modules`` of its wheel.
+        By default that of the installed MediaPipe, which is not imported.
+    batch_videos : videos that the engine torch computes together; 0 is automatic. Results do not
+        depend on it.
+    rows_per_call : rows of each call of its models; 0 is automatic: 1 on a CPU, 64 on a GPU or what
+        fits there. It belongs to the feature, as last bits depend on it.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
     """
 
@@ -42,8 +74,22 @@ class HolisticExtractor(MediapipeExtractor):
         bool, Option("Make frames independent of those before them.", panel=WHAT)
     ] = False
     min_tracking_confidence: float = 0.5
+    engine: Annotated[
+        Engine, Option("What computes: mediapipe on CPUs, or torch, also on GPUs.", panel=WHAT)
+    ] = "auto"
+    models: Annotated[
+        str | os.PathLike[str] | None,
+        Option("Folder of MediaPipe's models, for the engine torch.", "DIR", kind=Path, panel=WHAT),
+    ] = None
+    batch_videos: int = 0
+    rows_per_call: int = 0
+    _torch: HolisticEngine | None = field(default=None, init=False, repr=False, compare=False)
 
     n_mesh_points = 468
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._choose(self.engine == "torch")
 
     def _check(self) -> None:
         check_options(
@@ -61,6 +107,175 @@ class HolisticExtractor(MediapipeExtractor):
             raise InvalidError(
                 "mode 'video' tracks from frame to frame; independent_frames needs mode='image'"
             )
+        if self.engine not in get_args(Engine):
+            raise InvalidError(f"engine is auto, mediapipe or torch, found {self.engine!r}")
+        for name in ("batch_videos", "rows_per_call"):
+            number: object = getattr(self, name)
+            if not is_whole(number) or not 0 <= number <= _MOST_ROWS:
+                raise InvalidError(
+                    f"{name}={number!r} is not a number from 0 (automatic) to {_MOST_ROWS}"
+                )
+        if self.engine == "torch" and (reason := self._not_in_torch()):
+            raise InvalidError(reason)
+
+    def _not_in_torch(self) -> str:
+        """Return why the engine torch cannot do what the options ask for; "" if it can."""
+        if self.mode != "image":
+            return f"engine torch has mode='image' only; {self.mode!r} needs engine='mediapipe'"
+        if self.model_complexity != 1:
+            return (
+                "engine torch has the pose model of model_complexity=1 only; "
+                f"{self.model_complexity} needs engine='mediapipe'"
+            )
+        return ""
+
+    # -- the engine --------------------------------------------------------------------------------
+
+    def _choose(self, is_torch: bool) -> None:
+        if is_torch == (self._torch is not None):
+            return
+        self._torch = None
+        if is_torch:
+            self._torch = HolisticEngine(
+                self._spec,
+                folder=None if self.models is None else Path(self.models).expanduser().absolute(),
+                rows_per_call=self.rows_per_call,
+                batch_videos=self.batch_videos,
+                least_detection=float(self.min_detection_confidence),
+                least_tracking=float(self.min_tracking_confidence),
+            )
+
+    def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
+        """Choose the engine, and the number of rows with which the feature was begun.
+
+        See :class:`kpstore.extractors.base.Settling`.
+        """
+        note = ""
+        begun = made.get(self._spec.name, {})
+        if begun.get("extractor") == "holistic":
+            engine = engine_of(begun)
+            if self.engine not in ("auto", engine):
+                raise MismatchError(
+                    f"feature {self._spec.name!r} was begun with the engine {engine}, this run "
+                    f"asks for {self.engine}; leave out --engine to go on, or --overwrite extracts "
+                    "all of it again"
+                )
+            self._choose(engine == "torch")
+        elif self.engine == "auto" and device.startswith("cuda"):
+            reason = self._not_in_torch() or missing_for_torch()
+            note = f"MediaPipe computes on CPUs, not on the GPUs of this run: {reason}" * bool(
+                reason
+            )
+            self._choose(not reason)
+        if self._torch is None:
+            return (note,) * bool(note)
+        return self._torch.settle(made, device)
+
+    @property
+    def at_once(self) -> int:
+        """Number of frames that a model takes at once."""
+        return 1 if self._torch is None else self._torch.at_once
+
+    @property
+    def settled(self) -> bool:
+        """Whether that number is fixed."""
+        return self._torch is None or self._torch.settled
+
+    def keep(self, number: int) -> None:
+        """Fix the number."""
+        if self._torch is not None:
+            self._torch.keep(number)
+
+    @property
+    def processor(self) -> str:
+        """The kind of processor that computes; empty unless the engine torch is open."""
+        return "" if self._torch is None else self._torch.processor
+
+    @property
+    def recipe(self) -> Provenance:
+        """Everything that changes the values (JSON); imports neither MediaPipe nor torch."""
+        if self._torch is None:
+            return super().recipe
+        extractor, recipe, parameters, _ = self._recipe()
+        about = self._torch.about
+        return {
+            "extractor": extractor,
+            "recipe": f"{recipe}, in torch",
+            **about,
+            "parameters": {**parameters, **about["parameters"]},
+            "face_list": {"name": self._faces.name, "sha256": self._faces.sha256},
+        }
+
+    def open(self, device: str = "cpu") -> None:
+        """Load the models; those of MediaPipe's own engine run on the CPU."""
+        if self._torch is None:
+            super().open(device)
+        else:
+            self._torch.open(device)
+
+    def close(self) -> None:
+        """Free the models; the extractor can be opened again."""
+        super().close()
+        if self._torch is not None:
+            self._torch.close()
+
+    @property
+    def batch_size(self) -> int:
+        """One, unless frames are independent in torch: else each follows from the one before."""
+        if self._torch is None or not self.independent_frames:
+            return 1
+        return self._torch.videos_at_once
+
+    # -- many videos at once -----------------------------------------------------------------------
+
+    @property
+    def videos_at_once(self) -> int:
+        """Number of videos that are computed together; 1 for MediaPipe's own engine."""
+        return 1 if self._torch is None else self._torch.videos_at_once
+
+    def start_row(self, row: int) -> None:
+        """Forget the frames of a row, whose next frame is the first of another video."""
+        assert self._torch is not None
+        self._torch.start_video(row)
+
+    def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
+        """Return one row per image; see :class:`kpstore.extractors.base.LockstepExtractor`."""
+        assert self._torch is not None
+        if not self.independent_frames:
+            return Extracted({self._spec.name: self._rows_of(self._torch.step(images))})
+        there = [number for number, image in enumerate(images) if image is not None]
+        made = self._rows_of(
+            self._torch.independent([image for image in images if image is not None])
+        )
+        rows = self._spec.empty_rows(len(images))
+        rows.values[there] = made.values
+        for name, array in made.companions.items():
+            rows.companions[name][there] = array
+        return Extracted({self._spec.name: rows})
+
+    def _rows_of(self, found: HolisticRows) -> FeatureRows:
+        rows = self._spec.empty_rows(len(found))
+        parts = {name: getattr(found, name) for name in PARTS}
+        parts["face"] = select_face(found.face, self._faces)
+        for name, points in parts.items():
+            rows.values[:, PART_SLICES[name]] = points
+        rows.companions["detected"][:] = found.present
+        there = found.present[:, PARTS.index("pose")]
+        rows.companions["visibility"][there] = found.visibility[there]
+        return rows
+
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        """Return one row per image; see :meth:`MediapipeExtractor.rows`."""
+        if self._torch is None:
+            return super().rows(images)
+        checked = [check_image(image) for image in images]
+        if self.independent_frames:
+            return self._rows_of(self._torch.independent(checked))
+        others = [None] * (self._torch.videos_at_once - 1)
+        made = [self._rows_of(self._torch.step([image, *others]))[:1] for image in checked]
+        return FeatureRows.concatenate([self._spec.empty_rows(0), *made])
+
+    # -- MediaPipe's own engine --------------------------------------------------------------------
 
     def _recipe(self) -> tuple[str, str, dict[str, object], tuple[str, ...]]:
         frames = "independent frames" if self.independent_frames else f"{self.mode} mode"
@@ -95,10 +310,15 @@ class HolisticExtractor(MediapipeExtractor):
     @property
     def typical_fps(self) -> float:
         """About ten frames per second and core, four if the model restarts for each frame."""
+        if self._torch is not None:
+            return 500.0 if self._torch.at_once > 1 else 10.0
         return 4.0 if self.independent_frames else 10.0
 
     def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
         """Forget all frames; results are then those of a new extractor, bit for bit."""
+        if self._torch is not None:
+            self._torch.start_video(0)
+            return {}
         self._require_open()
         self._restart()
         return {}

@@ -192,10 +192,15 @@ def landmark_array(landmarks: Any) -> NDArray[np.float32]:
 
 
 def select_face(mesh: NDArray[np.float32], face_list: FaceList) -> NDArray[np.float32]:
-    """Return the 68 points of a face list, (68, 3) float32, from mesh points (468 or 478, 3)."""
+    """Return the 68 points of a face list, (…, 68, 3) float32, from mesh points (…, 468, 3).
+
+    There may be 478 points of the mesh.
+    """
     # The mean of one float32 in float64 is the same float32: single points keep every bit.
-    points = [mesh[list(indices)].mean(axis=0, dtype=np.float64) for indices in face_list.indices]
-    return np.stack(points).astype(np.float32)
+    points = [
+        mesh[..., list(indices), :].mean(axis=-2, dtype=np.float64) for indices in face_list.indices
+    ]
+    return np.stack(points, axis=-2).astype(np.float32)
 
 
 def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceList) -> None:

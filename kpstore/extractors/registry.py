@@ -73,7 +73,14 @@ def provenance_of(extractor: AnyExtractor) -> dict[str, Provenance]:
     return {name: {**one, **made} for name, one in extractor.provenance.items()}
 
 
-_KNOWN_OTHERWISE = ("weights", "batch_size", "batch_frames")
+_KNOWN_OTHERWISE = (
+    "weights",
+    "models",
+    "batch_size",
+    "batch_frames",
+    "batch_videos",
+    "rows_per_call",
+)
 
 
 def _is_path(value: str) -> bool:

@@ -1,0 +1,168 @@
+"""Holistic's engine in torch as a recipe uses it: opened, tried out, and with one size of call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kpstore.errors import MissingExtraError
+from kpstore.extractors.checkpoint_files import file_sha256
+from kpstore.extractors.devices import find_device, is_out_of_memory
+from kpstore.extractors.libraries import library_versions
+from kpstore.extractors.torch_model import TorchModel
+from kpstore.schema.feature import FeatureSpec
+
+if TYPE_CHECKING:
+    from kpstore.extractors.holistic_torch import HolisticRows, HolisticTorch
+
+_NEEDED = ("holistic with the engine torch", "holistic-torch", "torch", "tflite")
+"""What :func:`~kpstore.extractors.libraries.library_versions` is asked for."""
+
+T = TypeVar("T")
+Image = NDArray[np.uint8]
+
+
+class HolisticEngine(TorchModel):
+    """Holistic in torch; see :mod:`kpstore.extractors.holistic_torch`.
+
+    Parameters
+    ----------
+    spec : of the keypoints, for messages.
+    folder : of MediaPipe's models; None for that of the installed MediaPipe.
+    rows_per_call : rows of each call of a model, 0 for the default: 1 on a CPU, where more are not
+        faster, and 64 on a GPU. It belongs to the feature.
+    batch_videos : videos at once; 0 for as many as rows of a call. It changes no result.
+    least_detection, least_tracking : scores from which on a person is detected and a pose is kept.
+    """
+
+    at_once_option = "rows_per_call"
+    default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 64}
+    extractor_name = "holistic"
+    precision = "fp32"
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        *,
+        folder: Path | None,
+        rows_per_call: int,
+        batch_videos: int,
+        least_detection: float,
+        least_tracking: float,
+    ) -> None:
+        self._spec, self._folder, self._asked_videos = spec, folder, batch_videos
+        self._least = least_detection, least_tracking
+        self.rows_per_call = rows_per_call
+        self._take_option()
+
+    @property
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        """The keypoints."""
+        return (self._spec,)
+
+    @property
+    def videos_at_once(self) -> int:
+        """Number of videos that are computed together."""
+        return self._asked_videos or self.rows_per_call
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What changes the values beside the recipe's options, for the provenance.
+
+        Raises
+        ------
+        MissingExtraError
+            If torch, or what reads the models, is not installed.
+        """
+        versions = library_versions(*_NEEDED)
+        return {
+            "torch": versions["torch"],
+            "parameters": {"engine": "torch", "precision": self.precision, **self._on_record},
+            "models": self._hashes(),
+        }
+
+    def _hashes(self) -> dict[str, str]:
+        from kpstore.extractors.holistic_models import ALL_MODELS, installed_models
+
+        folder = installed_models() if self._folder is None else self._folder
+        paths = [folder / model.file for model in ALL_MODELS]
+        return {path.name: file_sha256(path) for path in sorted(paths) if path.is_file()}
+
+    def open(self, device: str) -> None:
+        """Load the models to a device, and try them out there."""
+        self._device = find_device(device, "holistic")
+        self._build()
+        self._opened(device)
+        if self._model is not None and self._model.rows_per_call != self.rows_per_call:
+            self._build()
+
+    def _build(self) -> None:
+        from kpstore.extractors.holistic_models import load_models
+        from kpstore.extractors.holistic_torch import HolisticTorch
+
+        least_detection, least_tracking = self._least
+        self._model = HolisticTorch(
+            load_models(self._folder, min_detection_confidence=least_detection),
+            rows=self.videos_at_once,
+            rows_per_call=self.rows_per_call,
+            device=self._device,
+            min_tracking_confidence=least_tracking,
+        )
+
+    def _trial(self) -> NDArray[np.float32]:
+        if self._engine.rows_per_call != self.rows_per_call:  # memory did not suffice for more
+            self._build()
+        noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
+        found = self._engine.step([noise] * self.videos_at_once)
+        return found.present.astype(np.float32)
+
+    @property
+    def _rows_per_call(self) -> int:
+        return self.rows_per_call
+
+    # -- frames ------------------------------------------------------------------------------------
+
+    @property
+    def _engine(self) -> HolisticTorch:
+        self._require_open()
+        engine: HolisticTorch = self._model
+        return engine
+
+    def start_video(self, row: int) -> None:
+        """Forget the frames of a row, whose next frame is the first of another video."""
+        self._engine.start_video(row)
+
+    def step(self, images: Sequence[Image | None]) -> HolisticRows:
+        """Return one row per image; :class:`ExtractorError` if the models fail."""
+        return self._told(self._engine.step, images)
+
+    def independent(self, images: Sequence[Image]) -> HolisticRows:
+        """Return one row per image, each as if it were the first of a video."""
+        return self._told(self._engine.independent, images)
+
+    def _told(self, compute: Callable[[Any], T], images: object) -> T:
+        try:
+            return compute(images)
+        except RuntimeError as error:
+            # Pictures were looked at before: what fails now would fail for all frames after them.
+            raise (
+                self._no_memory(error) if is_out_of_memory(error) else self._failed(error)
+            ) from error
+
+
+def missing_for_torch() -> str:
+    """Return what is not installed that the engine needs; ``""`` if nothing is missing."""
+    try:
+        library_versions(*_NEEDED)
+    except MissingExtraError as error:
+        return str(error)
+    return ""
+
+
+def engine_of(made: Mapping[str, Any]) -> str:
+    """Return the engine that made a feature, by its provenance."""
+    return str(made.get("parameters", {}).get("engine", "mediapipe"))

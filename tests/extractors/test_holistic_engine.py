@@ -1,0 +1,148 @@
+"""The recipe holistic with the engine torch: which engine is taken, and what is made by it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kpstore
+from kpstore.errors import InvalidError, MismatchError
+from kpstore.extractors import holistic
+from kpstore.extractors.holistic import HolisticExtractor
+from kpstore.ingest.options import Options
+from kpstore.ingest.run import run_ingest
+from kpstore.schema.index import VideoRecord
+from kpstore.sources.base import FrameError
+from tests.conftest import memory_location
+from tests.extractors.mediapipe_oracles import moving_clip
+from tests.fakes import FakeSource
+
+pytest.importorskip("mediapipe")
+pytest.importorskip("insightface")
+pytest.importorskip("tflite")
+
+LENGTHS = {"a": 3, "b": 5, "c": 2}
+CLIP = moving_clip(7)
+
+
+@dataclass(frozen=True)
+class Clips(FakeSource):
+    """Parts of one clip, each from another of its frames on."""
+
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Any]:
+        begin = list(LENGTHS).index(video.id)
+        for number, image in enumerate(CLIP[begin : begin + video.n_frames]):
+            is_broken = number in self.broken.get(video.id, ())
+            yield FrameError("truncated") if is_broken else image
+
+
+SOURCE = Clips(LENGTHS, broken={"b": [1]})
+
+
+def ingested(**options: Any) -> kpstore.Store:
+    place = memory_location()
+    run_ingest(SOURCE, place, HolisticExtractor(**options), Options(workers=0))
+    return kpstore.open(place)
+
+
+def values(store: kpstore.Store) -> dict[str, NDArray[Any]]:
+    arrays = ("keypoints", "keypoints_detected", "keypoints_visibility", "keypoints_status")
+    return {name: store[name][:] for name in arrays}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, NDArray[Any]]:
+    """What the engine makes of one video after another, a frame at a time."""
+    return values(ingested(engine="torch"))
+
+
+@pytest.mark.parametrize("at_once", [2, 5])
+def test_videos_together_have_the_bits_of_each_alone(
+    alone: dict[str, NDArray[Any]], at_once: int
+) -> None:
+    together = values(ingested(engine="torch", batch_videos=at_once))
+    for name, wanted in alone.items():
+        np.testing.assert_array_equal(together[name], wanted, name)
+
+
+def test_a_store_of_one_engine_is_near_that_of_the_other(alone: dict[str, NDArray[Any]]) -> None:
+    wanted = values(ingested())
+    np.testing.assert_array_equal(alone["keypoints_status"], wanted["keypoints_status"])
+    agree = alone["keypoints_detected"] == wanted["keypoints_detected"]
+    assert agree[:, 3].all()
+    assert agree.mean() > 0.9
+    apart = np.abs(alone["keypoints"] - wanted["keypoints"])[..., :2]
+    assert np.nanmedian(apart) < 1e-4
+    assert np.nanpercentile(apart, 95) < 2e-3
+
+
+def test_independent_frames_are_those_of_a_new_video_each() -> None:
+    one, many = (
+        values(ingested(engine="torch", independent_frames=True, batch_videos=n)) for n in (1, 3)
+    )
+    for name, wanted in one.items():
+        np.testing.assert_array_equal(many[name], wanted, name)
+    extractor = HolisticExtractor(engine="torch")
+    extractor.open()
+    for row, image in ((3, CLIP[1]), (9, CLIP[3])):  # the first frame of b, the second of c
+        extractor.start_video()
+        np.testing.assert_array_equal(extractor.rows([image]).values[0], one["keypoints"][row])
+
+
+# -- which engine ----------------------------------------------------------------------------------
+
+
+def test_a_feature_goes_on_with_the_engine_that_began_it() -> None:
+    for begun in ("mediapipe", "torch"):
+        made = {"keypoints": HolisticExtractor(engine=begun).recipe}
+        for device in ("cpu", "cuda"):
+            extractor = HolisticExtractor()
+            assert extractor.settle(made, device) == ()
+            assert extractor.recipe == made["keypoints"]
+        other = {"mediapipe": "torch", "torch": "mediapipe"}[begun]
+        with pytest.raises(MismatchError, match=f"begun with the engine {begun}, this run asks"):
+            HolisticExtractor(engine=other).settle(made, "cpu")
+
+
+def test_a_new_feature_is_made_in_torch_where_there_are_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extractor = HolisticExtractor()
+    assert extractor.settle({}, "cpu") == ()
+    assert "engine" not in extractor.recipe["parameters"]
+    assert (extractor.videos_at_once, extractor.settled) == (1, True)
+    assert extractor.settle({}, "cuda") == ()
+    assert extractor.recipe["parameters"]["engine"] == "torch"
+    assert (extractor.videos_at_once, extractor.settled) == (64, False)
+    extractor.keep(16)
+    assert extractor.recipe["parameters"]["rows_per_call"] == extractor.videos_at_once == 16
+    for options, reason in (
+        ({"mode": "video"}, "has mode='image' only"),
+        ({"model_complexity": 2}, "has the pose model of model_complexity=1 only"),
+    ):
+        (note,) = HolisticExtractor(**options).settle({}, "cuda")
+        assert note.startswith("MediaPipe computes on CPUs, not on the GPUs of this run")
+        assert reason in note
+        with pytest.raises(InvalidError, match=reason):
+            HolisticExtractor(engine="torch", **options)
+    monkeypatch.setattr(holistic, "missing_for_torch", lambda: "tflite is not installed")
+    (note,) = HolisticExtractor().settle({}, "cuda")
+    assert "tflite is not installed" in note
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"engine": "jax"}, "engine is auto, mediapipe or torch"),
+        ({"batch_videos": -1}, "batch_videos=-1 is not a number from 0"),
+        ({"rows_per_call": 2.5}, "rows_per_call=2.5 is not a number from 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidError, match=said):
+        HolisticExtractor(**options)
