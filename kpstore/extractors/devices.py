@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
+WithTf32 = Literal["fp32", "tf32", "bf16", "fp16"]
+"""TF32 is float32 of which a GPU multiplies ten bits; tensors stay float32."""
 StoredType = Literal["float32", "float16"]
 
-TORCH_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+TORCH_TYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Names of the precisions in torch."""
 
 _VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
@@ -96,12 +98,16 @@ def sent(rows: NDArray[np.generic], device: torch.device) -> torch.Tensor:
 
 
 @contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
+def reproducible(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
     """Compute with the same settings in every process that makes rows of a feature.
 
     These are full float32 precision, which GPUs and CPUs with AMX can be set to reduce to ten bits
     or seven; on a CPU one thread, since the number of threads changes the order of sums; on a GPU
     algorithms that depend on shapes alone, not on the fastest in a trial.
+
+    Parameters
+    ----------
+    tf32 : let a GPU reduce float32 to the ten bits of TF32.
     """
     import torch
 
@@ -111,8 +117,9 @@ def reproducible(device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             enabled = torch.backends.cudnn.enabled
             with torch.backends.cudnn.flags(
-                enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False
+                enabled=enabled, benchmark=False, deterministic=True, allow_tf32=tf32
             ):
+                torch.set_float32_matmul_precision("high" if tf32 else "highest")
                 yield
         else:
             torch.set_num_threads(1)

@@ -17,8 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MismatchError
-from kpstore.extractors.base import Extracted, check_image, is_whole
-from kpstore.extractors.holistic_engine import HolisticEngine, engine_of, missing_for_torch
+from kpstore.extractors.base import Extracted, check_image, is_whole, not_one_of
+from kpstore.extractors.devices import WithTf32
+from kpstore.extractors.holistic_engine import (
+    HolisticEngine,
+    engine_of,
+    missing_for_torch,
+)
 from kpstore.extractors.mediapipe import (
     FoundParts,
     MediapipeExtractor,
@@ -63,6 +68,8 @@ class HolisticExtractor(MediapipeExtractor):
         depend on it.
     rows_per_call : rows of each call of its models; 0 is automatic: 1 on a CPU, 64 on a GPU or what
         fits there. It belongs to the feature, as last bits depend on it.
+    precision : in which the engine torch computes: ``"tf32"`` on GPUs that have it, ``"bf16"`` and
+        ``"fp16"`` are faster there, and less exact.
     face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`.
     """
 
@@ -83,6 +90,7 @@ class HolisticExtractor(MediapipeExtractor):
     ] = None
     batch_videos: int = 0
     rows_per_call: int = 0
+    precision: WithTf32 = "fp32"
     _torch: HolisticEngine | None = field(default=None, init=False, repr=False, compare=False)
 
     n_mesh_points = 468
@@ -115,6 +123,8 @@ class HolisticExtractor(MediapipeExtractor):
                 raise InvalidError(
                     f"{name}={number!r} is not a number from 0 (automatic) to {_MOST_ROWS}"
                 )
+        if problems := not_one_of(self, precision=WithTf32):
+            raise InvalidError(f"holistic: {problems[0]}")
         if self.engine == "torch" and (reason := self._not_in_torch()):
             raise InvalidError(reason)
 
@@ -143,6 +153,7 @@ class HolisticExtractor(MediapipeExtractor):
                 batch_videos=self.batch_videos,
                 least_detection=float(self.min_detection_confidence),
                 least_tracking=float(self.min_tracking_confidence),
+                precision=self.precision,
             )
 
     def settle(self, made: Mapping[str, Provenance], device: str) -> tuple[str, ...]:
@@ -242,16 +253,23 @@ class HolisticExtractor(MediapipeExtractor):
         """Return one row per image; see :class:`kpstore.extractors.base.LockstepExtractor`."""
         assert self._torch is not None
         if not self.independent_frames:
-            return Extracted({self._spec.name: self._rows_of(self._torch.step(images))})
+            return self._extracted(self._torch.step(images))
         there = [number for number, image in enumerate(images) if image is not None]
-        made = self._rows_of(
-            self._torch.independent([image for image in images if image is not None])
-        )
-        rows = self._spec.empty_rows(len(images))
-        rows.values[there] = made.values
-        for name, array in made.companions.items():
+        found = self._torch.independent([image for image in images if image is not None])
+        made, rows = self._extracted(found), self._spec.empty_rows(len(images))
+        given = made.rows[self._spec.name]
+        rows.values[there] = given.values
+        for name, array in given.companions.items():
             rows.companions[name][there] = array
-        return Extracted({self._spec.name: rows})
+        failed = {there[number]: reason for number, reason in made.failed.items()}
+        return Extracted({self._spec.name: rows}, failed)
+
+    def _extracted(self, found: HolisticRows) -> Extracted:
+        assert self._torch is not None
+        odd = np.flatnonzero(~found.finite).tolist()
+        return Extracted(
+            {self._spec.name: self._rows_of(found)}, dict.fromkeys(odd, self._torch.not_finite)
+        )
 
     def _rows_of(self, found: HolisticRows) -> FeatureRows:
         rows = self._spec.empty_rows(len(found))
@@ -265,15 +283,29 @@ class HolisticExtractor(MediapipeExtractor):
         return rows
 
     def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
-        """Return one row per image; see :meth:`MediapipeExtractor.rows`."""
+        """Return one row per image; :class:`InvalidError` if one has failed in :meth:`extract`."""
         if self._torch is None:
             return super().rows(images)
+        found = self.extract(images)
+        for reason in found.failed.values():
+            raise InvalidError(reason)
+        return found.rows[self._spec.name]
+
+    def extract(self, images: Sequence[NDArray[np.uint8]]) -> Extracted:
+        """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
+
+        A frame has failed in the engine torch if a model's numbers are not finite, as may happen
+        in half precision.
+        """
+        if self._torch is None:
+            return super().extract(images)
+        if not images:
+            return Extracted({self._spec.name: self._spec.empty_rows(0)})
         checked = [check_image(image) for image in images]
-        if self.independent_frames:
-            return self._rows_of(self._torch.independent(checked))
-        others = [None] * (self._torch.videos_at_once - 1)
-        made = [self._rows_of(self._torch.step([image, *others]))[:1] for image in checked]
-        return FeatureRows.concatenate([self._spec.empty_rows(0), *made])
+        together = self.independent_frames
+        return self._extracted(
+            self._torch.independent(checked) if together else self._torch.one_by_one(checked)
+        )
 
     # -- MediaPipe's own engine --------------------------------------------------------------------
 

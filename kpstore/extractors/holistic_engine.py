@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import MissingExtraError
 from kpstore.extractors.checkpoint_files import file_sha256
-from kpstore.extractors.devices import find_device, is_out_of_memory
+from kpstore.extractors.devices import WithTf32, find_device, is_out_of_memory
 from kpstore.extractors.libraries import library_versions
 from kpstore.extractors.torch_model import TorchModel
 from kpstore.schema.feature import FeatureSpec
@@ -37,12 +37,12 @@ class HolisticEngine(TorchModel):
         faster, and 64 on a GPU. It belongs to the feature.
     batch_videos : videos at once; 0 for as many as rows of a call. It changes no result.
     least_detection, least_tracking : scores from which on a person is detected and a pose is kept.
+    precision : of the models; see :class:`~kpstore.extractors.holistic_torch.HolisticTorch`.
     """
 
     at_once_option = "rows_per_call"
     default_at_once: ClassVar[Mapping[str, int]] = {"cpu": 1, "cuda": 64}
     extractor_name = "holistic"
-    precision = "fp32"
 
     def __init__(
         self,
@@ -53,10 +53,11 @@ class HolisticEngine(TorchModel):
         batch_videos: int,
         least_detection: float,
         least_tracking: float,
+        precision: WithTf32 = "fp32",
     ) -> None:
         self._spec, self._folder, self._asked_videos = spec, folder, batch_videos
         self._least = least_detection, least_tracking
-        self.rows_per_call = rows_per_call
+        self.rows_per_call, self.precision = rows_per_call, precision
         self._take_option()
 
     @property
@@ -111,6 +112,7 @@ class HolisticEngine(TorchModel):
             rows_per_call=self.rows_per_call,
             device=self._device,
             min_tracking_confidence=least_tracking,
+            precision=self.precision,
         )
 
     def _trial(self) -> NDArray[np.float32]:
@@ -118,7 +120,7 @@ class HolisticEngine(TorchModel):
             self._build()
         noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
         found = self._engine.step([noise] * self.videos_at_once)
-        return found.present.astype(np.float32)
+        return np.where(found.finite, np.float32(0), np.float32(np.nan))
 
     @property
     def _rows_per_call(self) -> int:
@@ -132,6 +134,11 @@ class HolisticEngine(TorchModel):
         engine: HolisticTorch = self._model
         return engine
 
+    @property
+    def not_finite(self) -> str:
+        """What to say of a frame of which a model's numbers are not finite."""
+        return self._not_finite()
+
     def start_video(self, row: int) -> None:
         """Forget the frames of a row, whose next frame is the first of another video."""
         self._engine.start_video(row)
@@ -143,6 +150,12 @@ class HolisticEngine(TorchModel):
     def independent(self, images: Sequence[Image]) -> HolisticRows:
         """Return one row per image, each as if it were the first of a video."""
         return self._told(self._engine.independent, images)
+
+    def one_by_one(self, images: Sequence[Image]) -> HolisticRows:
+        """Return one row per image of the video in the first row; at least one image."""
+        others = [None] * (self.videos_at_once - 1)
+        made = [self.step([image, *others]).first(1) for image in images]
+        return made[0].joined(made)
 
     def _told(self, compute: Callable[[Any], T], images: object) -> T:
         try:

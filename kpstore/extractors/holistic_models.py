@@ -45,6 +45,12 @@ class HolisticModel(nn.Module):
     def __init__(self, network: TfliteNetwork) -> None:
         super().__init__()
         self.network = network
+        self.numbers = torch.float32
+
+    def compute_in(self, numbers: torch.dtype) -> None:
+        """Let the network compute in another type of numbers than float32."""
+        self.numbers = numbers
+        self.network.to(numbers)
 
     @classmethod
     def load(cls, folder: Path) -> HolisticModel:
@@ -61,7 +67,8 @@ class HolisticModel(nn.Module):
 
     def forward(self, crops: Tensor) -> Found:
         """Return points and scores for crops (rows, 3, side, side)."""
-        return self._meant(*self.network(crops))
+        outputs = self.network(crops.to(self.numbers))
+        return self._meant(*(output.float() for output in outputs))
 
     @abstractmethod
     def _meant(self, *outputs: Tensor) -> Found:
@@ -178,6 +185,11 @@ class HolisticModels(nn.Module):
         self.hand = models[HandModel]
         self.face_detector = models[FaceDetector]
         self.face = models[FaceModel]
+
+    def compute_in(self, numbers: torch.dtype) -> None:
+        """See :meth:`HolisticModel.compute_in`."""
+        for module in self.children():
+            cast("HolisticModel", module).compute_in(numbers)
 
     def pack(self, rows: int) -> None:
         """See :meth:`~kpstore.extractors.tflite_network.TfliteNetwork.pack`."""

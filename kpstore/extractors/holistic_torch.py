@@ -9,7 +9,8 @@ results do not depend on which videos are computed together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from kpstore.errors import InvalidError
 from kpstore.extractors import holistic_regions as regions
 from kpstore.extractors.base import check_image
-from kpstore.extractors.devices import reproducible
+from kpstore.extractors.devices import TORCH_TYPES, WithTf32, reproducible
 from kpstore.extractors.holistic_crops import (
     Frames,
     crop_matrices,
@@ -60,6 +61,8 @@ class HolisticRows:
     pose : (rows, 33, 3) float32.
     visibility : (rows, 33) float32 from 0 to 1, of the pose's points.
     present : (rows, 4) bool: face, left hand, right hand, pose.
+    finite : (rows,) bool, whether all numbers that the models gave are finite; where not, nothing
+        of the frame is to be believed.
     """
 
     face: NDArray[np.float32]
@@ -68,9 +71,20 @@ class HolisticRows:
     pose: NDArray[np.float32]
     visibility: NDArray[np.float32]
     present: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.present)
+
+    def first(self, count: int) -> HolisticRows:
+        """Return the first rows."""
+        return HolisticRows(*(getattr(self, field.name)[:count] for field in fields(self)))
+
+    @staticmethod
+    def joined(some: Sequence[HolisticRows]) -> HolisticRows:
+        """Return all rows of one or more."""
+        arrays = ([getattr(one, field.name) for one in some] for field in fields(HolisticRows))
+        return HolisticRows(*map(np.concatenate, arrays))
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,8 @@ class HolisticTorch:
         know them: a GPU would wait for that. ``"all"`` computes all rows. By default the first on a
         CPU, the second on a GPU.
     min_tracking_confidence : score above which there is a pose.
+    precision : ``"tf32"`` lets a GPU reduce float32 to ten bits within the models; in ``"bf16"``
+        and ``"fp16"`` they compute in half of the bits. Regions and crops stay as they are.
     """
 
     def __init__(
@@ -166,6 +182,7 @@ class HolisticTorch:
         device: torch.device | None = None,
         computed: Rows | None = None,
         min_tracking_confidence: float = 0.5,
+        precision: WithTf32 = "fp32",
     ) -> None:
         self._device = device or torch.device("cpu")
         on_cpu = self._device.type == "cpu"
@@ -177,9 +194,12 @@ class HolisticTorch:
         self._computed = computed or ("present" if on_cpu else "all")
         self._least_pose = min_tracking_confidence
         self._models = models.to(self._device).eval()
-        if on_cpu:
+        self._settings = partial(reproducible, self._device, tf32=precision == "tf32")
+        if precision in ("bf16", "fp16"):
+            self._models.compute_in(getattr(torch, TORCH_TYPES[precision]))
+        elif on_cpu:
             # The order of weights depends on the number of threads, as the calls do.
-            with reproducible(self._device):
+            with self._settings():
                 self._models.pack(self.rows_per_call)
         with torch.inference_mode():
             self._whole = torch.tensor(WHOLE, device=self._device)
@@ -208,9 +228,9 @@ class HolisticTorch:
             )
         given = np.array([image is not None for image in images])
         if not given.any():
-            return _on_cpu(self._nothing())
+            return _on_cpu(self._nothing(), self._no_odd())
         frames = Frames.of([_NO_FRAME if one is None else check_image(one) for one in images])
-        with torch.inference_mode(), reproducible(self._device):
+        with torch.inference_mode(), self._settings():
             has_frame = torch.from_numpy(given).to(self._device)
             parts, memory = self._stepped(frames.to(self._device), has_frame, self._memory)
             twice = torch.cat([has_frame, has_frame])
@@ -218,7 +238,7 @@ class HolisticTorch:
                 memory.face.where(has_frame, self._memory.face),
                 memory.hands.where(twice, self._memory.hands),
             )
-            return _on_cpu(parts)
+            return _on_cpu(parts, self._odd)
 
     def independent(self, images: Sequence[NDArray[np.uint8]]) -> HolisticRows:
         """Return what is in frames, each as if it were the first of a video.
@@ -234,12 +254,16 @@ class HolisticTorch:
             some = [check_image(image) for image in images[start : start + self.rows]]
             count = len(some)
             frames = Frames.of(some + [_NO_FRAME] * (self.rows - count))
-            with torch.inference_mode(), reproducible(self._device):
+            with torch.inference_mode(), self._settings():
                 has_frame = torch.arange(self.rows, device=self._device) < count
                 memory = _Memory.empty(self.rows, self._device)
                 parts, _ = self._stepped(frames.to(self._device), has_frame, memory)
-                made.append(_first(_on_cpu(parts), count))
-        return _joined(made) if made else _first(_on_cpu(self._nothing()), 0)
+                made.append(_on_cpu(parts, self._odd).first(count))
+        nothing = _on_cpu(self._nothing(), self._no_odd()).first(0)
+        return HolisticRows.joined([nothing, *made])
+
+    def _no_odd(self) -> Tensor:
+        return torch.zeros(self.rows, dtype=torch.int32, device=self._device)
 
     def _nothing(self) -> tuple[_Part, _Part, _Part]:
         face, hands = (_Part.none(self.rows, n, self._device) for n in (FACE_POINTS, HAND_POINTS))
@@ -254,6 +278,7 @@ class HolisticTorch:
     ) -> tuple[tuple[_Part, _Part, _Part], _Memory]:
         """Return pose, hands and face of each row, and the memory for the next frame."""
         scene = _Scene.of(frames)
+        self._odd = self._no_odd()
         pose = self._pose(scene, has_frame)
         hands = self._hands(scene.twice(), pose, memory.hands)
         face = self._face(scene, pose, memory.face)
@@ -323,6 +348,8 @@ class HolisticTorch:
             # Rows that fill up a call repeat the first row: they write what it wrote.
             points[chosen] = torch.cat([one for one, _ in made])
             scores[chosen] = torch.cat([one for _, one in made])
+        is_odd = wanted & ~(points.flatten(1).isfinite().all(1) & scores.isfinite())
+        self._odd.index_add_(0, scene.numbers, is_odd.int())
         return _Answer(points, scores, pixels, padding)
 
     def _chosen(self, wanted: Tensor) -> Tensor:
@@ -334,7 +361,7 @@ class HolisticTorch:
         return torch.cat([chosen, chosen[:1].expand(-len(chosen) % self.rows_per_call)])
 
 
-def _on_cpu(parts: tuple[_Part, _Part, _Part]) -> HolisticRows:
+def _on_cpu(parts: tuple[_Part, _Part, _Part], odd: Tensor) -> HolisticRows:
     pose, hands, face = ((part.points.cpu(), part.found.cpu()) for part in parts)
     rows = len(pose[1])
     left, right = (
@@ -352,17 +379,5 @@ def _on_cpu(parts: tuple[_Part, _Part, _Part]) -> HolisticRows:
         np.ascontiguousarray(pose_points[..., :3]),
         np.ascontiguousarray(pose_points[..., 3]),
         found,
+        odd.cpu().numpy() == 0,
     )
-
-
-def _fields(rows: HolisticRows) -> tuple[NDArray[np.generic], ...]:
-    return (rows.face, rows.left_hand, rows.right_hand, rows.pose, rows.visibility, rows.present)
-
-
-def _first(rows: HolisticRows, count: int) -> HolisticRows:
-    return HolisticRows(*(one[:count] for one in _fields(rows)))  # type: ignore[arg-type]
-
-
-def _joined(some: Sequence[HolisticRows]) -> HolisticRows:
-    columns = zip(*map(_fields, some), strict=True)
-    return HolisticRows(*map(np.concatenate, columns))

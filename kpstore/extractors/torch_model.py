@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError
 from kpstore.extractors.base import is_whole, not_one_of
-from kpstore.extractors.devices import TORCH_TYPES, Precision, device_name, is_out_of_memory
+from kpstore.extractors.devices import TORCH_TYPES, WithTf32, device_name, is_out_of_memory
 from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureSpec, Provenance
 from kpstore.visible import logger
@@ -53,7 +53,7 @@ class TorchModel(ABC):
     """By kind of device, ``"cpu"`` and ``"cuda"``."""
     extractor_name: ClassVar[str]
     """The extractor's name in the provenance."""
-    precision: Precision
+    precision: WithTf32
     _device: Any = None
     """Device of torch; None unless open, like the model."""
     _model: Any = None

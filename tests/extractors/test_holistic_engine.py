@@ -146,3 +146,39 @@ def test_a_new_feature_is_made_in_torch_where_there_are_gpus(
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidError, match=said):
         HolisticExtractor(**options)
+
+
+# -- precision -------------------------------------------------------------------------------------
+
+
+def test_half_precision_is_near_and_in_the_provenance() -> None:
+    half = HolisticExtractor(engine="torch", precision="bf16")
+    assert half.recipe["parameters"]["precision"] == "bf16"
+    found = {}
+    for extractor in (half, HolisticExtractor(engine="torch")):
+        extractor.open()
+        extractor.start_video()
+        found[extractor.precision] = extractor.rows(CLIP[:1]).values[0, 110:, :2]
+    apart = np.abs(found["bf16"] - found["fp32"])
+    assert 0 < np.median(apart) < 0.02
+
+
+def test_numbers_that_are_not_finite_fail_their_frame_alone() -> None:
+    extractor = HolisticExtractor(engine="torch", batch_videos=2)
+    extractor.open()
+    for row in (0, 1):
+        extractor.start_row(row)
+    assert extractor._torch is not None
+    pose = extractor._torch._model._models.pose
+    meant, calls = pose._meant, []
+
+    def broken(*outputs: Any) -> Any:
+        points, scores = meant(*outputs)
+        calls.append(1)
+        return points * (np.nan if len(calls) == 2 else 1), scores
+
+    pose._meant = broken
+    found = extractor.step(CLIP[:2])
+    assert list(found.failed) == [1]
+    assert "gives no finite numbers in fp32" in found.failed[1]
+    assert found.rows["keypoints"].companions["detected"][0].any()
