@@ -1,11 +1,12 @@
-"""Extraction by DINOv2 and the lip encoder, compared with single images and the model alone.
+"""Extraction by models of torch, compared with single images and the model alone.
 
 ``python -m benchmarks.bench_extract [--frames 96] [--runs 3] [--device cpu] [--workers-per-gpu 4]``
 
-The models have their real shape and random weights: how fast they are does not depend on these.
-*Model alone* computes on inputs that lie in memory, prepared and in batches, and is the most that
-anything can reach; *plain loop* is what a script does that opens, prepares and computes one image
-(one utterance) after another. The ingests read the same files and store what comes out; ``steady``
+DINOv2 and the lip encoder have their real shape and random weights: how fast they are does not
+depend on these. Holistic in torch has MediaPipe's own, and photographs of people. *Model alone*
+computes on inputs that lie in memory, prepared and in batches, and is the most that anything can
+reach; *plain loop* is what a script does that opens, prepares and computes one image (one
+utterance) after another. The ingests read the same files and store what comes out; ``steady``
 counts from the first finished frames to the last, as hours of extraction do. On the CPU everything
 runs with one thread a process.
 """
@@ -13,6 +14,7 @@ runs with one thread a process.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -25,11 +27,18 @@ from PIL import Image
 
 from benchmarks import record
 from benchmarks.cases import answer, in_own_process, summary
+from kpstore.sources.demo import write_demo_dataset
 
 CROPS = 50
 """Frames of an utterance: two seconds."""
 _MODULE = "benchmarks.bench_extract"
-_KINDS = {"dinov2": "DINOv2 ViT-S/14", "lips": "lip encoder, ResNet18"}
+_PICTURES = {"dinov2": "clips", "holistic": "people"}
+"""Folders of the pictures that a model takes."""
+_KINDS = {
+    "dinov2": "DINOv2 ViT-S/14",
+    "lips": "lip encoder, ResNet18",
+    "holistic": "Holistic in torch",
+}
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -70,7 +79,10 @@ def run(*, frames: int, runs: int, device: str, workers_per_gpu: int) -> dict[st
 
 
 def make_data(folder: Path, frames: int) -> None:
-    """Write videos of 32 pictures of PHOENIX's size, utterances of 50 crops, and weights."""
+    """Write videos of PHOENIX's size, of noise and of people, utterances of 50 crops, and weights.
+
+    Those of noise have 32 pictures, those of people 16.
+    """
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
@@ -82,6 +94,13 @@ def make_data(folder: Path, frames: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         rough = rng.integers(0, 255, (26, 21, 3), dtype=np.uint8)
         Image.fromarray(rough).resize((210, 260), Image.Resampling.BICUBIC).save(path)
+    write_demo_dataset(folder / "demo", videos=1, frames=16)
+    people = sorted(next((folder / "demo").glob("features/*/train/*")).glob("*.png"))[:16]
+    for number in range(max(2, frames // 16)):
+        clip = folder / "people" / f"{number:03}"
+        clip.mkdir(parents=True)
+        for path in people:
+            shutil.copy(path, clip)
     (folder / "mouths").mkdir()
     for number in range(max(2, frames // 8)):
         crops = rng.integers(0, 255, (CROPS, 96, 96), dtype=np.uint8)
@@ -106,10 +125,13 @@ def measure(kind: str, name: str, folder: Path, device: str, workers_per_gpu: in
 
 def _extractor(kind: str, folder: Path) -> Any:
     from kpstore.extractors.dinov2 import Dinov2Extractor
+    from kpstore.extractors.holistic import HolisticExtractor
     from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
 
     if kind == "dinov2":
         return Dinov2Extractor(model="dinov2_vits14", weights=folder / "vits14")
+    if kind == "holistic":
+        return HolisticExtractor(engine="torch")
     return LipResnet18Extractor(weights=folder / "lips.pth.tar")
 
 
@@ -131,7 +153,7 @@ def _ingest(kind: str, folder: Path, device: str, workers: int) -> float:
 
     watch = Watch()
     source: Any = (
-        VideosSource(folder / "clips") if kind == "dinov2" else LipsSource(folder / "mouths")
+        LipsSource(folder / "mouths") if kind == "lips" else VideosSource(folder / _PICTURES[kind])
     )
     n_workers = (workers if device.startswith("cuda") else 1) if workers else 0
     options = Options(
@@ -151,6 +173,9 @@ def _model_alone(kind: str, folder: Path, device: str) -> float:
 
     extractor = _extractor(kind, folder)
     extractor.open(device)
+    if kind == "holistic":
+        paths = sorted((folder / "people").rglob("*.png"))
+        return holistic_alone([np.asarray(Image.open(path)) for path in paths], device)
     if kind == "dinov2":
         images = [
             np.asarray(Image.open(path)) for path in sorted((folder / "clips").rglob("*.png"))
@@ -167,12 +192,55 @@ def _model_alone(kind: str, folder: Path, device: str) -> float:
     return _rate(batches, extractor.extract_videos, lambda batch: CROPS * len(batch))
 
 
+def holistic_alone(images: list[Any], device: str, rows: int = 0) -> float:
+    """Return frames per second of models and crops, with the frames in the device's memory.
+
+    Parameters
+    ----------
+    rows : of each call and of the batch; 0 for the device's default.
+    """
+    import torch
+
+    from kpstore.extractors.holistic import HolisticExtractor
+    from kpstore.extractors.holistic_crops import Frames
+
+    extractor = HolisticExtractor(engine="torch", rows_per_call=rows)
+    extractor.settle({}, device)
+    extractor.open(device)
+    assert extractor._torch is not None
+    engine, count = extractor._torch._engine, extractor.videos_at_once
+    parts = [images[at : at + count] for at in range(0, len(images) - count + 1, count)]
+    parts = parts or [(images * count)[:count]]
+    everyone = torch.ones(count, dtype=torch.bool, device=engine._device)
+    with torch.inference_mode(), engine._settings():
+        batches = [Frames.of(part).to(engine._device) for part in parts] * (2 if count > 1 else 1)
+
+        def step(frames: Frames) -> None:
+            engine._memory = engine._stepped(frames, everyone, engine._memory)[1]
+
+        step(batches[0])
+        _finished(device)
+        began = time.perf_counter()
+        for batch in batches:
+            step(batch)
+        _finished(device)
+        return count * len(batches) / (time.perf_counter() - began)
+
+
+def _finished(device: str) -> None:
+    """Wait for a GPU."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
 def _plain_loop(kind: str, folder: Path, device: str) -> float:
     extractor = _extractor(kind, folder)
     extractor.open(device)
-    if kind == "dinov2":
+    if kind in _PICTURES:
         return _rate(
-            sorted((folder / "clips").rglob("*.png")),
+            sorted((folder / _PICTURES[kind]).rglob("*.png")),
             lambda path: extractor.rows([np.asarray(Image.open(path).convert("RGB"))]),
             lambda path: 1,
         )
