@@ -22,7 +22,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "commit": ("", "--runs 1"),
     "compressed": ("", "--scale 0.01 --runs 1"),
     "extract": ("", "--frames 16 --runs 1"),
-    "features": ("", "--frames 2000 --runs 1"),
+    "features": ("--frames 160000", "--frames 2000 --runs 1"),
     "first_read": ("", "--scale 0.01 --runs 1"),
     "gpu": ("", "--device cpu --frames 16 --workers 1"),
     "growth": ("--most 10000000", "--most 10000 --runs 1"),

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 import kpstore
 from benchmarks import record
 from benchmarks.bench_read import FEATURE, make_store
-from benchmarks.cases import timed
+from benchmarks.cases import rotated, timed
 from kpstore.backends.icechunk_strips import rows_per_strip
 from kpstore.bench.measure import BATCH, CLIP_FRAMES, CLIPS, SCAN_ROWS
 from kpstore.bench.peers import PeerSubject
@@ -171,13 +171,13 @@ def run(location: str, *, runs: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seconds: dict[str, list[dict[str, dict[str, float]]]] = defaultdict(list)
     for seed in range(runs):
-        times = {subject.name: reads.of(subject, seed) for subject in subjects}
+        times = {one.name: reads.of(one, seed) for one in rotated(subjects, seed)}
         for which, clock in enumerate(("wall", "cpu")):
             seconds[clock].append({name: _summary(one, which) for name, one in times.items()})
     for subject in subjects:
         _epoch(subject, runs)  # memory is touched for the first time
     for seed in range(runs):
-        epochs = {subject.name: _epoch(subject, seed) for subject in subjects}
+        epochs = {one.name: _epoch(one, seed) for one in rotated(subjects, seed)}
         for which, measured in enumerate(seconds.values()):
             for name, both in epochs.items():
                 measured[seed][name]["shuffled epoch"] = both[which]

@@ -41,7 +41,7 @@ import numpy as np
 import kpstore
 from benchmarks import record
 from benchmarks.bench_scripts import WIDE, make_store, write_videos
-from benchmarks.cases import made_up_videos, timed
+from benchmarks.cases import made_up_videos, rotated, timed
 from benchmarks.motion import Motion
 from kpstore.bench.measure import BATCH
 from kpstore.bench.peers import PeerSubject
@@ -200,10 +200,8 @@ def _measure(ways: dict[str, Way], n_frames: int, runs: int) -> dict[str, Any]:
     for seed in range(1 + runs):
         rng = np.random.default_rng(seed)
         parts = [rng.integers(n_frames, size=BATCH) for _ in range(_BATCHES)]
-        # Another begins each turn: who does waits for large pieces of memory. All batches first, as
-        # epochs leave little of the values in the processor's memory.
-        first = seed % len(ways)
-        order = [*ways, *ways][first : first + len(ways)]
+        # All batches first: epochs leave little of the values in the processor's memory.
+        order = rotated(list(ways), seed)
         batches = {name: _batch(ways[name], parts) for name in order}
         epochs = {name: _epoch(ways[name], seed) for name in order}
         turns.append(dict(zip(WORKLOADS, (batches, epochs), strict=True)))

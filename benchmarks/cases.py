@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -25,6 +25,8 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.schema.layout import keypoints_spec
 from kpstore.sources.base import Listing
+
+T = TypeVar("T")
 
 PHOENIX = {"train": (7096, 827_354), "dev": (519, 55_775), "test": (642, 64_627)}
 """Published videos and frames of PHOENIX-2014-T."""
@@ -248,3 +250,9 @@ def _resident_kib(pid: int) -> tuple[int, int]:
         return 0, 0
     sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
     return (int(sizes["RssAnon"][0]), int(sizes["VmRSS"][0])) if "RssAnon" in sizes else (0, 0)
+
+
+def rotated(items: Sequence[T], turn: int) -> list[T]:
+    """Return all items, another one first in each turn: who begins waits for large memory pages."""
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
