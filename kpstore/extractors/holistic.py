@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,8 @@ class HolisticExtractor(MediapipeExtractor):
     _torch: HolisticEngine | None = field(default=None, init=False, repr=False, compare=False)
 
     n_mesh_points = 468
+    known_otherwise: ClassVar[tuple[str, ...]] = ("models", "batch_videos", "rows_per_call")
+    """Options that are on record in another way, or change nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +129,14 @@ class HolisticExtractor(MediapipeExtractor):
             raise InvalidError(f"holistic: {problems[0]}")
         if self.engine == "torch" and (reason := self._not_in_torch()):
             raise InvalidError(reason)
+        if self.engine == "mediapipe" and (ignored := self._of_torch_alone()):
+            raise InvalidError(f"{ignored} are of --engine torch; leave them out with mediapipe")
+
+    def _of_torch_alone(self) -> str:
+        """Return the options given that the engine torch alone has."""
+        names = ("models", "batch_videos", "rows_per_call")
+        given = [name for name in names if getattr(self, name)]
+        return " and ".join([*given, *["precision"] * (self.precision != "fp32")])
 
     def _not_in_torch(self) -> str:
         """Return why the engine torch cannot do what the options ask for; "" if it can."""
@@ -162,6 +172,7 @@ class HolisticExtractor(MediapipeExtractor):
         See :class:`kpstore.extractors.base.Settling`.
         """
         note = ""
+        self._choose(self.engine == "torch")  # another store may have been begun by the other
         begun = made.get(self._spec.name, {})
         if begun.get("extractor") == "holistic":
             engine = engine_of(begun)
@@ -178,9 +189,11 @@ class HolisticExtractor(MediapipeExtractor):
                 reason
             )
             self._choose(not reason)
-        if self._torch is None:
-            return (note,) * bool(note)
-        return self._torch.settle(made, device)
+        if self._torch is not None:
+            return self._torch.settle(made, device)
+        if ignored := self._of_torch_alone():
+            note = f"MediaPipe computes, so {ignored} have no effect: they are of --engine torch"
+        return (note,) * bool(note)
 
     @property
     def at_once(self) -> int:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import MissingExtraError
+from kpstore.errors import ExtractorError, MissingExtraError, NotFoundError
 from kpstore.extractors.checkpoint_files import file_sha256
 from kpstore.extractors.devices import WithTf32, find_device, is_out_of_memory
 from kpstore.extractors.libraries import library_versions
+from kpstore.extractors.mediapipe import models_folder
 from kpstore.extractors.torch_model import TorchModel
 from kpstore.schema.feature import FeatureSpec
 
@@ -87,11 +88,17 @@ class HolisticEngine(TorchModel):
         }
 
     def _hashes(self) -> dict[str, str]:
-        from kpstore.extractors.holistic_models import ALL_MODELS, installed_models
+        from kpstore.extractors.holistic_models import ALL_MODELS
 
-        folder = installed_models() if self._folder is None else self._folder
-        paths = [folder / model.file for model in ALL_MODELS]
-        return {path.name: file_sha256(path) for path in sorted(paths) if path.is_file()}
+        folder = models_folder() if self._folder is None else self._folder
+        paths = sorted(folder / model.file for model in ALL_MODELS)
+        for path in paths:
+            if not path.is_file():
+                raise NotFoundError(
+                    f"model file {path} does not exist; --models names the folder 'modules' of "
+                    "MediaPipe 0.10.14, which holds it"
+                )
+        return {path.name: file_sha256(path) for path in paths}
 
     def open(self, device: str) -> None:
         """Load the models to a device, and try them out there."""
@@ -119,7 +126,13 @@ class HolisticEngine(TorchModel):
         if self._engine.rows_per_call != self.rows_per_call:  # memory did not suffice for more
             self._build()
         noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
-        found = self._engine.step([noise] * self.videos_at_once)
+        try:
+            found = self._engine.step([noise] * self.videos_at_once)
+        except RuntimeError as error:
+            # Fewer rows of a call, which belong to the feature, would not help.
+            if self._asked_videos > self.rows_per_call and is_out_of_memory(error):
+                raise self._no_memory(error) from None
+            raise
         return np.where(found.finite, np.float32(0), np.float32(np.nan))
 
     @property
@@ -156,6 +169,21 @@ class HolisticEngine(TorchModel):
         others = [None] * (self.videos_at_once - 1)
         made = [self.step([image, *others]).first(1) for image in images]
         return made[0].joined(made)
+
+    def _no_memory(self, error: RuntimeError) -> ExtractorError:
+        remedy = "use fewer --workers-per-gpu, or a GPU with more memory"
+        if self._asked_videos > 1:
+            remedy = f"give fewer: --set batch_videos={self._asked_videos // 2}"
+        elif self.rows_per_call > 1:
+            remedy += (
+                f"; or make the feature again: --overwrite --set rows_per_call="
+                f"{self.rows_per_call // 2}"
+            )
+        return ExtractorError(
+            f"{self._name} needs more GPU memory than is free for {self.videos_at_once} videos at "
+            f"once and {self.rows_per_call} rows of a call; {remedy} "
+            f"({' '.join(str(error).split())[:160]})"
+        )
 
     def _told(self, compute: Callable[[Any], T], images: object) -> T:
         try:

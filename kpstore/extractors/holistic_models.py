@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -12,9 +11,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from kpstore.errors import InvalidError, MissingExtraError
+from kpstore.errors import InvalidError
 from kpstore.extractors.holistic_crops import CropKind, float32
 from kpstore.extractors.holistic_points import anchors, best_detection, refined
+from kpstore.extractors.mediapipe import models_folder
 from kpstore.extractors.tflite_network import TfliteNetwork, load_tflite
 from kpstore.extractors.tflite_operations import sigmoid
 
@@ -226,15 +226,7 @@ def load_models(
     InvalidError, NotFoundError, UnsupportedError
         As of :func:`~kpstore.extractors.tflite_network.load_tflite`.
     """
-    where = installed_models() if folder is None else folder
+    where = models_folder() if folder is None else folder
     models = HolisticModels({kind: kind.load(where) for kind in ALL_MODELS})
     models.pose_detector.least = min_detection_confidence
     return models
-
-
-def installed_models() -> Path:
-    """Return the folder of the installed MediaPipe's models, without importing it."""
-    found = importlib.util.find_spec("mediapipe")
-    if found is None or found.origin is None:
-        raise MissingExtraError("the models of MediaPipe", extra="mediapipe")
-    return Path(found.origin).parent / "modules"

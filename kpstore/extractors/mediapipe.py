@@ -33,6 +33,8 @@ from kpstore.visible import logger
 
 _log = logger(__name__)
 
+_NEEDS = "a recipe of MediaPipe (other than holistic with --engine torch --models DIR)"
+"""What needs MediaPipe, for messages."""
 POSE_MODELS = ("lite", "full", "heavy")
 """MediaPipe's pose models by ``model_complexity``; its wheel holds only ``full``."""
 
@@ -50,7 +52,7 @@ def mediapipe_version() -> str:
     try:
         return version("mediapipe")
     except PackageNotFoundError as error:
-        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe") from error
+        raise MissingExtraError(_NEEDS, extra="mediapipe") from error
 
 
 def model_hashes(names: Iterable[str]) -> dict[str, str]:
@@ -66,7 +68,7 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
     UnsupportedError
         If a file does not exist. MediaPipe itself would try to download it into site-packages.
     """
-    folder = _models_folder()
+    folder = models_folder()
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UnsupportedError(
@@ -80,14 +82,15 @@ def model_hashes(names: Iterable[str]) -> dict[str, str]:
 
 def bundled_models() -> list[str]:
     """Return the names of the installed MediaPipe's model files without importing it."""
-    folder = _models_folder()
+    folder = models_folder()
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tflite"))
 
 
-def _models_folder() -> Path:
+def models_folder() -> Path:
+    """Return the folder of the installed MediaPipe's models, without importing it."""
     found = importlib.util.find_spec("mediapipe")
     if found is None or found.origin is None:
-        raise MissingExtraError("the MediaPipe extractors", extra="mediapipe")
+        raise MissingExtraError(_NEEDS, extra="mediapipe")
     return Path(found.origin).parent / "modules"
 
 

@@ -66,21 +66,15 @@ def provenance_of(extractor: AnyExtractor) -> dict[str, Provenance]:
     recipe = plugins.name_of("kpstore.extractors", type(extractor))
     made: dict[str, object] = {}
     if recipe:
-        names = [name for name in option_names(recipe) or () if name not in _KNOWN_OTHERWISE]
+        known = (*_KNOWN_OTHERWISE, *getattr(extractor, "known_otherwise", ()))
+        names = [name for name in option_names(recipe) or () if name not in known]
         values = {name: _plain(getattr(extractor, name, None)) for name in names}
         options = {name: value for name, value in values.items() if value is not None}
         made[MADE_BY] = {"recipe": recipe, "options": options}
     return {name: {**one, **made} for name, one in extractor.provenance.items()}
 
 
-_KNOWN_OTHERWISE = (
-    "weights",
-    "models",
-    "batch_size",
-    "batch_frames",
-    "batch_videos",
-    "rows_per_call",
-)
+_KNOWN_OTHERWISE = ("weights", "batch_size", "batch_frames")
 
 
 def _is_path(value: str) -> bool:

@@ -20,6 +20,8 @@ Weights = list[NDArray[Any]]
 
 SAME = 0
 """Number of TensorFlow Lite's padding ``SAME``; the other is ``VALID``."""
+_WHOLE = ("MEAN", "PAD", "RESHAPE", "RESIZE_BILINEAR", "STRIDED_SLICE")
+"""Operations that are given axes, sizes and places; the others are given float32."""
 
 
 def check_shapes(graph: TfliteGraph) -> None:
@@ -37,6 +39,9 @@ def _computed(operation: Operation, graph: TfliteGraph) -> Shape:
     numbers = [number for number in operation.inputs if number >= 0]
     shapes = [graph.shapes[number] for number in numbers if number not in graph.weights]
     weights = [graph.weights[number] for number in numbers if number in graph.weights]
+    kind = "i" if operation.name in _WHOLE else "f"
+    if any(weight.dtype.kind != kind for weight in weights):
+        raise ValueError(f"{operation.name} is given {[str(one.dtype) for one in weights]}")
     if operation.name == "RESHAPE":
         # The new shape is that of the result; an input with it is not used.
         same_size(math.prod(shapes[0]), math.prod(graph.shapes[operation.output]))

@@ -67,6 +67,8 @@ def read_frames(
     try:
         for frame in job.source.read_frames(record, skip=skip):
             count += 1
+            if count > record.n_frames:
+                break
             yield frame
     except Exception as error:  # whatever a reader raises
         raise UnreadableVideoError(error) from error
@@ -207,7 +209,8 @@ class Collector:
                 self._unread[number] = one_line(frame.reason)
             self._report(1)
             return None
-        self._sizes[number] = (frame.shape[1], frame.shape[0])
+        if len(shape := np.shape(frame)) >= 2:  # the model says what is wrong with others
+            self._sizes[number] = (shape[1], shape[0])
         return frame
 
     def fail(self, number: int, reason: str) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import Backend
 from kpstore.errors import InvalidError
-from kpstore.extractors.base import AnyExtractor, frame_specs, settle
+from kpstore.extractors.base import AnyExtractor, frame_specs, goes_in_lockstep, settle
 from kpstore.ingest.options import Options
 from kpstore.ingest.plan import Task, plan_tasks
 from kpstore.ingest.report import read_progress
@@ -86,12 +86,13 @@ def make_plan(
     pending = sorted(p for p in by_position if p >= len(there) or not there[p] or redo[p])
     wanted = np.array(pending, dtype=np.int64)
     # Only features of which nothing is kept may be created again with other settings.
+    features = {} if store is None else store.features
     restart = (
         options.overwrite
-        and bool(there.any())
+        and any(spec.name in features for spec in extractor.specs)
         and not len(np.setdiff1d(np.flatnonzero(there), wanted))
     )
-    stored = {} if store is None or restart else store.features
+    stored = {} if restart else features
     begun = settle(
         extractor, {name: one.provenance for name, one in stored.items()}, options.runs_on
     )
@@ -101,7 +102,7 @@ def make_plan(
         if spec.name in stored:
             check_same(stored[spec.name], spec, provenance[spec.name])
     task_frames = options.task_frames or _task_frames(
-        extractor, int(index.n_frames[wanted].sum()), options.n_workers
+        extractor, index.n_frames[wanted], options.n_workers
     )
     died_at = _died_at(backend)
     chunk_rows = [spec.chunk_rows for spec in frame_specs(extractor)]
@@ -188,9 +189,16 @@ def _what_is_there(
     return there, redo
 
 
-def _task_frames(extractor: AnyExtractor, frames: int, workers: int) -> int:
-    """Return the frames of a task: half a minute of work, or less if there is little to share."""
+def _task_frames(extractor: AnyExtractor, lengths: NDArray[np.int64], workers: int) -> int:
+    """Return the frames of a task: half a minute of work, or less if there is little to share.
+
+    Of an extractor that takes several videos at once, a task holds twice as many at least: towards
+    its end, fewer and fewer are left to be computed together.
+    """
+    frames = int(lengths.sum())
     by_time = int(max(extractor.typical_fps, 0.1) * TASK_SECONDS) + 1
+    if goes_in_lockstep(extractor) and frames:
+        by_time = max(by_time, 2 * extractor.videos_at_once * -(-frames // len(lengths)))
     by_share = -(-frames // (TASKS_PER_WORKER * max(workers, 1)))
     largest = max(frame_specs(extractor), key=lambda spec: spec.row_bytes)
     return max(1, min(by_time, by_share, MAX_TASK_CHUNKS * largest.chunk_rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import kpstore
-from kpstore.errors import InvalidError, MismatchError
+from kpstore.errors import InvalidError, MismatchError, NotFoundError
 from kpstore.extractors import holistic
 from kpstore.extractors.holistic import HolisticExtractor
 from kpstore.ingest.options import Options
@@ -133,6 +134,29 @@ def test_a_new_feature_is_made_in_torch_where_there_are_gpus(
     monkeypatch.setattr(holistic, "missing_for_torch", lambda: "tflite is not installed")
     (note,) = HolisticExtractor().settle({}, "cuda")
     assert "tflite is not installed" in note
+
+
+def test_an_extractor_that_was_used_for_another_store_chooses_anew() -> None:
+    extractor = HolisticExtractor()
+    for device, engine in (("cuda", "torch"), ("cpu", "mediapipe"), ("cuda", "torch")):
+        extractor.settle({}, device)
+        assert holistic.engine_of(extractor.recipe) == engine
+
+
+def test_options_of_the_other_engine_are_not_ignored_in_silence() -> None:
+    with pytest.raises(InvalidError, match="batch_videos are of --engine torch"):
+        HolisticExtractor(engine="mediapipe", batch_videos=2)
+    (note,) = HolisticExtractor(rows_per_call=2, precision="bf16").settle({}, "cpu")
+    assert note.startswith("MediaPipe computes, so rows_per_call and precision have no effect")
+
+
+def test_a_wrong_folder_of_models_leaves_no_store(tmp_path: Path) -> None:
+    place = memory_location()
+    extractor = HolisticExtractor(engine="torch", models=tmp_path)
+    with pytest.raises(NotFoundError, match="--models names the folder 'modules' of MediaPipe"):
+        run_ingest(SOURCE, place, extractor, Options(workers=0))
+    with pytest.raises(NotFoundError):
+        kpstore.open(place)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
 from kpstore.extractors import holistic_models
 from kpstore.extractors import holistic_regions as regions
 from kpstore.extractors.holistic_crops import Frames, crop_matrices, pixel_regions, take_crops
-from kpstore.extractors.holistic_models import HandRecropModel, installed_models, load_models
+from kpstore.extractors.holistic_models import HandRecropModel, load_models
 from kpstore.extractors.holistic_points import projected, projected_keypoints, without_padding
 from kpstore.extractors.holistic_torch import WHOLE, HolisticTorch
+from kpstore.extractors.mediapipe import models_folder
 from tests.extractors.mediapipe_oracles import POINTS, SIZE, Opened, moving_clip
 
 pytest.importorskip("mediapipe")
@@ -285,7 +286,7 @@ def test_a_wrong_number_of_rows_or_images_is_refused(models, clip):
 def test_the_folder_of_models_may_be_another(tmp_path):
     with pytest.raises(NotFoundError, match=r"pose_detection\.tflite does not exist"):
         load_models(tmp_path)
-    other = installed_models() / "face_detection/face_detection_short_range.tflite"
+    other = models_folder() / "face_detection/face_detection_short_range.tflite"
     target = tmp_path / HandRecropModel.file
     target.parent.mkdir()
     target.write_bytes(other.read_bytes())

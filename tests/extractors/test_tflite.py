@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError, UnsupportedError
-from kpstore.extractors.holistic_models import ALL_MODELS, HandRecropModel, installed_models
+from kpstore.extractors.holistic_models import ALL_MODELS, HandRecropModel
+from kpstore.extractors.mediapipe import models_folder
 from kpstore.extractors.tflite_file import read_tflite
 from kpstore.extractors.tflite_network import load_tflite
 from kpstore.extractors.tflite_operations import position_free, same_padding
@@ -54,7 +55,7 @@ def test_outputs_are_those_of_mediapipe(model, packed):
     name = model.file.rpartition("/")[2].removesuffix(".tflite")
     stage = Stage(model.kind, model.file, N_OUTPUTS.get(name, 2))
     crop, wanted = stage(moving_clip(1)[0], (0.55, 0.4, 0.5, 0.5, 0.3))
-    network = load_tflite(installed_models() / model.file, model.outputs)
+    network = load_tflite(models_folder() / model.file, model.outputs)
     if packed:
         network.pack(1)
     with torch.inference_mode():
@@ -106,7 +107,7 @@ def test_sparse_weights_are_unpacked(written):
 
 
 def test_only_what_asked_outputs_need_is_kept():
-    path = installed_models() / "pose_landmark/pose_landmark_full.tflite"
+    path = models_folder() / "pose_landmark/pose_landmark_full.tflite"
     whole, pruned = read_tflite(path), read_tflite(path, (0, 1))
     assert len(pruned.operations) < len(whole.operations)
     assert len(pruned.outputs) == 2
@@ -205,7 +206,7 @@ def test_a_file_that_is_something_else_says_so(tmp_path):
 
 
 def test_damage_anywhere_is_an_error_or_harmless(tmp_path):
-    content = (installed_models() / HandRecropModel.file).read_bytes()
+    content = (models_folder() / HandRecropModel.file).read_bytes()
     rng = np.random.default_rng(1)
     path = tmp_path / "damaged.tflite"
     refused = 0
@@ -226,7 +227,7 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path):
 def test_without_the_reader_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tflite", None)
     with pytest.raises(MissingExtraError, match=r'pip install "kpstore\[holistic-torch\]"'):
-        load_tflite(installed_models() / HandRecropModel.file)
+        load_tflite(models_folder() / HandRecropModel.file)
 
 
 @pytest.mark.parametrize("function", [torch.sigmoid, torch.sin, torch.cos])

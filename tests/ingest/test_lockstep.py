@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import kpstore
 from kpstore.errors import ExtractorError
-from kpstore.extractors.base import Extracted
+from kpstore.extractors.base import Extracted, check_image
 from kpstore.ingest.job import Job
 from kpstore.ingest.lockstep import extract_in_lockstep
 from kpstore.ingest.options import Options
 from kpstore.ingest.plan import PlannedVideo
 from kpstore.ingest.run import run_ingest
+from kpstore.schema.feature import FeatureRows
+from kpstore.schema.index import VideoRecord
 from tests.conftest import memory_location
 from tests.fakes import FakeExtractor, FakeSource, record
 from tests.ingest.models import Lockstep
@@ -70,3 +76,49 @@ def test_a_model_that_fails_ends_the_run() -> None:
 
     with pytest.raises(ExtractorError, match="out of memory"):
         list(extract_in_lockstep(Job("fails", SOURCE, Fails()), planned(LENGTHS), None))
+
+
+class Odd(FakeSource):
+    """Gives one frame of a video more than it announced, or one that is no picture."""
+
+    def read_frames(self, video: VideoRecord, *, skip: Collection[int] = ()) -> Iterator[Any]:
+        frames = list(super().read_frames(video, skip=skip))
+        odd: dict[str, Callable[[], Any]] = {
+            "v0": lambda: [*frames, frames[0]],
+            "v3": lambda: [np.zeros(3, np.uint8), "text", [1], *frames[3:]],
+            "v5": lambda: [frames[0].astype(np.float32), frames[1][..., 0], *frames[2:]],
+            "v6": lambda: frames[:-1],
+        }
+        yield from odd.get(video.id, lambda: frames)()
+
+
+class Picky(Lockstep):
+    """Raises for a whole batch if it does not like one of the frames, and keeps its state."""
+
+    def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
+        if any(image is not None and image[0, 0, 0] >= 200 for image in images):
+            raise ValueError("a frame that the model does not like")
+        return super().step(images)
+
+
+class Checks(FakeExtractor):
+    """Looks at its frames first, as kpstore's own extractors do."""
+
+    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
+        return super().rows([check_image(image) for image in images])
+
+
+@pytest.mark.parametrize("source", [Odd(LENGTHS), FakeSource(LENGTHS)])
+def test_what_is_odd_about_a_video_is_its_own_fault(source: FakeSource) -> None:
+    stores = []
+    for model in (Checks(fail_above=200), Picky(videos_at_once=3)):
+        place = memory_location()
+        run_ingest(source, place, model, Options(workers=0))
+        stores.append(kpstore.open(place))
+    wanted, found = stores
+    for name in ("points", "points_detected", "points_status", "points_state"):
+        np.testing.assert_array_equal(found[name][:], wanted[name][:])
+    assert [(one.video_id, one.frame, one.reason) for one in found.failures("points")] == [
+        (one.video_id, one.frame, one.reason) for one in wanted.failures("points")
+    ]
+    assert {one.video_id for one in found.failures("points")} != set(LENGTHS)
