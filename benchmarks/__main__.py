@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "first_read": ("", "--scale 0.01 --runs 1"),
     "gpu": ("", "--device cpu --frames 16 --workers 1"),
     "growth": ("--most 10000000", "--most 10000 --runs 1"),
+    "hands": ("", "--frames 2"),
     "hdf5": ("", "--frames 8192 --runs 1"),
     "holistic": ("", "--frames 2"),
     "import": ("", "--scale 0.01"),

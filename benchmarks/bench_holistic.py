@@ -155,7 +155,7 @@ def _first_frames(path: Path, count: int) -> Frames:
     return made
 
 
-def _made_up(folder: Path, frames: int) -> Iterator[tuple[str, Frames]]:
+def made_up(folder: Path, frames: int) -> Iterator[tuple[str, Frames]]:
     write_demo_dataset(folder, videos=1, frames=frames)
     for video in sorted(folder.glob("features/*/train/*")):
         paths = sorted(video.glob("*.png"))[:frames]
@@ -232,7 +232,7 @@ def run(data: Path | None, *, frames: int, match: str) -> tuple[dict[str, Any], 
     native, small = _Comparison(), _Comparison()
     with tempfile.TemporaryDirectory() as folder:
         clips = (
-            _made_up(Path(folder) / "demo", frames)
+            made_up(Path(folder) / "demo", frames)
             if data is None
             else clips_in(data, frames=frames, match=match)
         )

@@ -1,0 +1,1 @@
+"""Hands in labelled frames: what eyes see, and what detectors find."""
