@@ -23,10 +23,9 @@ from kpstore.extractors.holistic_models import (
     HandModel,
     HandRecropModel,
     HolisticModel,
-    installed_models,
 )
 from kpstore.extractors.holistic_points import projected, without_padding
-from kpstore.extractors.mediapipe import load_solutions, quiet_calls, quiet_start
+from kpstore.extractors.mediapipe import load_solutions, models_folder, quiet_calls, quiet_start
 
 Picture = NDArray[np.uint8]
 Points = NDArray[np.float32]
@@ -129,7 +128,7 @@ class Fitter:
     """MediaPipe's model of hands on any region of a frame, with its score, in torch."""
 
     def __init__(self) -> None:
-        folder = installed_models()
+        folder = models_folder()
         self._hand, self._recrop = (
             kind.load(folder).eval() for kind in (HandModel, HandRecropModel)
         )
