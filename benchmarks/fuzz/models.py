@@ -17,6 +17,8 @@ from torch import nn
 
 import kpstore
 from kpstore.extractors.dinov2_weights import describe_weights
+from kpstore.extractors.holistic_models import HandRecropModel
+from kpstore.extractors.mediapipe import models_folder
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.store.store import backend_for
@@ -53,6 +55,11 @@ def torch_files() -> Iterator[bytes]:
 def safetensors_files() -> Iterator[bytes]:
     """Yield a small safetensors file."""
     yield safetensors.torch.save(_TABLE)
+
+
+def tflite_files() -> Iterator[bytes]:
+    """Yield the smallest model of Holistic."""
+    yield (models_folder() / HandRecropModel.file).read_bytes()
 
 
 def config(data: bytes, folder: Path) -> None:

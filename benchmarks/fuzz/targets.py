@@ -6,6 +6,7 @@ from benchmarks.fuzz import foreign, lists, media, models, stores
 from benchmarks.fuzz.rules import MEMORY_BYTES, Target, at, texts
 from kpstore.extractors.dinov2_weights import describe_weights
 from kpstore.extractors.lip_weights import read_lip_checkpoint
+from kpstore.extractors.tflite_network import load_tflite
 from kpstore.interop.split_files import read_splits
 from kpstore.schema.face_lists import load_face_list
 from kpstore.sources.lip_lists import list_folders
@@ -56,6 +57,7 @@ TARGETS = {
         Target("weights_dinov2", at("x.pth", describe_weights), models.torch_files),
         Target("weights_config", models.config, texts(models.CONFIG)),
         Target("weights_index", models.shards, texts(models.SHARDS)),
+        Target("weights_tflite", at("x.tflite", load_tflite), models.tflite_files),
         Target("predictor", at("x.safetensors", models.predictor), models.predictors),
         Target("predictor_about", models.about_predictor, models.abouts_predictor),
         Target("run", at("x.safetensors", models.resumed), models.resumed_seeds),
