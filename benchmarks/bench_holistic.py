@@ -1,6 +1,6 @@
 """How far Holistic in torch is from MediaPipe's, and how fast it is beside it.
 
-``python -m benchmarks.bench_holistic [--data FOLDER] [--frames 40] [--match NAME]``
+``python -m benchmarks.bench_holistic [--data FOLDER] [--frames 40] [--match NAME] [--sheet X.png]``
 
 Clips are the videos and pictures of a folder, or, without one, pictures of the demo in which
 nobody shows hands. Each is processed in its own size and, if larger, in at most 210 x 260 with its
@@ -9,7 +9,8 @@ changed by one level of 255: what it moves by then is noise of the model, and th
 everything else.
 
 ``presence`` is the share of frames in which both find a part, or neither does. Distances are in
-pixels of the frame. Everything runs on one core, in turn, frame by frame.
+pixels of the frame. Everything runs on one core, in turn, frame by frame. The sheet shows the
+frames in which each part is farthest apart, MediaPipe's points on the left and ours on the right.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from benchmarks import record
 from benchmarks.record import Table, short
 from kpstore.extractors.holistic_models import load_models
 from kpstore.extractors.holistic_torch import HolisticRows, HolisticTorch
 from kpstore.extractors.mediapipe import load_solutions, quiet_calls, quiet_start
+from kpstore.render.skeleton import contact_sheet
 from kpstore.sources.demo import write_demo_dataset
 
 Frames = list[NDArray[np.uint8]]
@@ -42,6 +44,8 @@ SMALL = (210, 260)
 VIDEOS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png")
 CHANGED = 1e-3
+_HARDEST, _SIDE = 3, 240
+"""Frames of a part on a sheet, and their pixels there."""
 
 
 @dataclass
@@ -181,23 +185,66 @@ def _changed(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
 
 
 @dataclass
+class _Hardest:
+    """The frames of each part in which two programs are farthest apart."""
+
+    found: dict[str, list[tuple[float, str, tuple[Any, Any, Any]]]] = field(
+        default_factory=lambda: {part: [] for part in PARTS}
+    )
+
+    def add(self, part: str, name: str, image: NDArray[np.uint8], points: tuple[Any, Any]) -> None:
+        if points[0] is None or points[1] is None:
+            return
+        size = image.shape[1::-1]
+        apart = float(np.linalg.norm((points[0] - points[1])[:, :2] * size, axis=1).max())
+        some = [*self.found[part], (apart, name, (image, *points))]
+        self.found[part] = sorted(some, key=lambda one: -one[0])[:_HARDEST]
+
+    def sheet(self) -> NDArray[np.uint8]:
+        """Return a sheet, (height, width, 3) uint8 RGB."""
+        pictures, captions = [], []
+        for part, some in self.found.items():
+            for apart, name, (image, *both) in some:
+                for who, points in zip(("MediaPipe", "torch"), both, strict=True):
+                    pictures.append(_dotted(image, points, both))
+                    captions.append(f"{who} {part}, {apart:.1f} px, {name}")
+        return contact_sheet(pictures, 2 * _HARDEST, captions)
+
+
+def _dotted(image: NDArray[np.uint8], points: Any, both: list[Any]) -> NDArray[np.uint8]:
+    """Return the part of an image around some points, with dots."""
+    size = np.array(image.shape[1::-1])
+    every = np.concatenate(both)[:, :2] * size
+    centre, side = (every.min(0) + every.max(0)) / 2, max(32.0, 1.3 * float(np.ptp(every, 0).max()))
+    box = [*(centre - side / 2).tolist(), *(centre + side / 2).tolist()]
+    picture = Image.fromarray(image).transform((_SIDE, _SIDE), Image.Transform.EXTENT, box)
+    draw = ImageDraw.Draw(picture)
+    for x, y in (points[:, :2] * size - box[:2]) * _SIDE / side:
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(0, 255, 0), outline=(0, 0, 0))
+    return np.asarray(picture)
+
+
+@dataclass
 class _Comparison:
     """Ours and a disturbed MediaPipe beside MediaPipe, for frames of one kind of size."""
 
     ours: dict[str, _Compared] = field(default_factory=lambda: {p: _Compared() for p in PARTS})
     itself: dict[str, _Compared] = field(default_factory=lambda: {p: _Compared() for p in PARTS})
+    hardest: _Hardest = field(default_factory=_Hardest)
 
-    def add(self, images: Frames, runs: tuple[_Mediapipe, _Mediapipe, _Torch]) -> None:
+    def add(self, name: str, images: Frames, runs: tuple[_Mediapipe, _Mediapipe, _Torch]) -> None:
         rng = np.random.default_rng(0)
         reference, disturbed, ours = runs
         for run in runs:
             run.start()
         size = images[0].shape[1::-1]
-        for image in images:
+        for number, image in enumerate(images):
             wanted = reference.frame(image)
             mine, noisy = ours.frame(image), disturbed.frame(_changed(image, rng))
             for part in PARTS:
                 self.ours[part].add(mine[part], wanted[part], size)
+                both = wanted[part], mine[part]
+                self.hardest.add(part, f"{name} #{number}", image, both)
                 self.itself[part].add(noisy[part], wanted[part], size)
 
     def figures(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -221,8 +268,10 @@ def _table(figures: dict[str, dict[str, dict[str, float]]]) -> Table:
     return rows
 
 
-def run(data: Path | None, *, frames: int, match: str) -> tuple[dict[str, Any], dict[str, Table]]:
-    """Compare all clips; return figures and tables."""
+def run(
+    data: Path | None, *, frames: int, match: str, sheet: Path | None = None
+) -> tuple[dict[str, Any], dict[str, Table]]:
+    """Compare all clips; return figures and tables, and draw the hardest frames."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     runs = (_Mediapipe(), _Mediapipe(), _Torch())
@@ -238,12 +287,14 @@ def run(data: Path | None, *, frames: int, match: str) -> tuple[dict[str, Any], 
         )
         count = 0
         for name, images in clips:
-            native.add(images, runs)
+            native.add(name, images, runs)
             count += len(images)
             if (shrunk := smaller(images)) is not None:
-                small.add(shrunk, runs)
+                small.add(name, shrunk, runs)
                 count += len(shrunk)
             print(f"{name}: {len(images)} frames of {images[0].shape[1]} x {images[0].shape[0]}")
+    if sheet is not None:
+        Image.fromarray(native.hardest.sheet()).save(sheet)
     times = {
         name: one.seconds / max(1, count) * 1e3
         for name, one in (("mediapipe", runs[0]), ("torch", runs[2]))
@@ -265,8 +316,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder of videos and pictures")
     parser.add_argument("--frames", type=int, default=40, help="most frames of a video")
     parser.add_argument("--match", default="", help="a part of the names of files to compare")
+    parser.add_argument("--sheet", type=Path, help="draw the hardest frames into a PNG file")
     args: argparse.Namespace = parser.parse_args()
-    found, tables = run(args.data, frames=args.frames, match=args.match)
+    found, tables = run(args.data, frames=args.frames, match=args.match, sheet=args.sheet)
     record.finish(args, found, tables)
 
 
