@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
-from kpstore.extractors import holistic_models
 from kpstore.extractors import holistic_regions as regions
+from kpstore.extractors import mediapipe
 from kpstore.extractors.holistic_crops import Frames, crop_matrices, pixel_regions, take_crops
 from kpstore.extractors.holistic_models import HandRecropModel, load_models
 from kpstore.extractors.holistic_points import projected, projected_keypoints, without_padding
@@ -295,7 +295,7 @@ def test_the_folder_of_models_may_be_another(tmp_path):
 
 
 def test_without_mediapipe_its_extra_is_named(monkeypatch):
-    monkeypatch.setattr(holistic_models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(mediapipe.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "kpstore\[mediapipe\]"'):
         load_models()
 
