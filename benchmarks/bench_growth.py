@@ -10,6 +10,8 @@ frames, making the store takes two minutes and 3 GB of memory.
 - *one video*: ``kpstore.open`` and a video in the middle, by its id.
 - *first batch*: ``kpstore.open`` and the first batch of ``kpstore.loader(view, 256)``.
 - *commit*: ``kpstore.open`` and a version with one more video.
+- *names of its files*, by ``os.walk``, and *a permutation by NumPy* of as many numbers: what opening
+  a store that may come from anyone, and the order of an epoch, take at least.
 
 Each is done in a process of its own, by stores in turn, after the same with a small store, so that
 imports are not counted; pages are in memory. *Memory* is what the process has more afterwards,
@@ -19,6 +21,7 @@ with the pages of files that it has mapped. Figures are medians.
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import sys
 import tempfile
@@ -84,10 +87,20 @@ def _commit(path: Path, video: str) -> object:
     return store
 
 
+def _names(path: Path, video: str) -> object:
+    return [(folder, len(files)) for folder, _, files in os.walk(path)]
+
+
+def _permutation(path: Path, video: str) -> object:
+    return np.random.default_rng(0).permutation(int(path.name))
+
+
 STEPS: dict[str, Callable[[Path, str], object]] = {
     "first row": _first_row,
+    "names of its files": _names,
     "one video": _one_video,
     "first batch": _first_batch,
+    "a permutation by NumPy": _permutation,
     "commit": _commit,
 }
 
