@@ -156,7 +156,8 @@ class LockstepExtractor(Extractor, Protocol):
     """Takes a frame of each of many videos at once, and remembers each video's frames.
 
     Results are those of :meth:`Extractor.extract`, and do not depend on the other videos. All its
-    features are of frames. If ``videos_at_once`` is 1, frames are given to ``extract``.
+    features are of frames. If ``videos_at_once`` is 1, frames are given to ``extract``. A ``step``
+    that raises must leave what is remembered as it was: each image is then tried by itself.
     """
 
     @property
@@ -164,7 +165,10 @@ class LockstepExtractor(Extractor, Protocol):
         """Number of rows of a batch: of videos that are computed together."""
 
     def start_row(self, row: int) -> None:
-        """Forget the frames of a row, whose next frame is the first of another video."""
+        """Forget the frames of a row, whose next frame is the first of another video.
+
+        Whatever it raises ends the run.
+        """
 
     def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
         """Return one row per image.

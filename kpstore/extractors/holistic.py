@@ -130,7 +130,7 @@ class HolisticExtractor(MediapipeExtractor):
         if self.engine == "torch" and (reason := self._not_in_torch()):
             raise InvalidError(reason)
         if self.engine == "mediapipe" and (ignored := self._of_torch_alone()):
-            raise InvalidError(f"{ignored} are of --engine torch; leave them out with mediapipe")
+            raise InvalidError(f"options of --engine torch alone, not of mediapipe: {ignored}")
 
     def _of_torch_alone(self) -> str:
         """Return the options given that the engine torch alone has."""
@@ -171,7 +171,7 @@ class HolisticExtractor(MediapipeExtractor):
 
         See :class:`kpstore.extractors.base.Settling`.
         """
-        note = ""
+        notes: list[str] = []
         self._choose(self.engine == "torch")  # another store may have been begun by the other
         begun = made.get(self._spec.name, {})
         if begun.get("extractor") == "holistic":
@@ -185,15 +185,14 @@ class HolisticExtractor(MediapipeExtractor):
             self._choose(engine == "torch")
         elif self.engine == "auto" and device.startswith("cuda"):
             reason = self._not_in_torch() or missing_for_torch()
-            note = f"MediaPipe computes on CPUs, not on the GPUs of this run: {reason}" * bool(
-                reason
-            )
+            if reason:
+                notes.append(f"MediaPipe computes on CPUs, not on the GPUs of this run: {reason}")
             self._choose(not reason)
         if self._torch is not None:
             return self._torch.settle(made, device)
         if ignored := self._of_torch_alone():
-            note = f"MediaPipe computes, so {ignored} have no effect: they are of --engine torch"
-        return (note,) * bool(note)
+            notes.append(f"options of --engine torch have no effect: {ignored}")
+        return tuple(notes)
 
     @property
     def at_once(self) -> int:

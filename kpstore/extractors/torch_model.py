@@ -205,6 +205,8 @@ class TorchModel(ABC):
 
         try:
             return self._trial()
+        except ExtractorError:  # which is a RuntimeError, and has been told
+            raise
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise self._failed(error) from error

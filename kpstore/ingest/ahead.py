@@ -6,19 +6,30 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+class _End:
+    """Comes after the last item."""
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """Comes in place of an item that could not be made."""
+
+    error: BaseException
 
 
 @contextmanager
 def read_ahead(items: Iterator[T], n_items: int) -> Iterator[Iterator[T]]:
     """Run an iterator in a thread, up to ``n_items`` items ahead of the iterator that this gives.
 
-    No item may be None. What ``items`` raises is raised where they are used. The thread stops when
-    the block ends.
+    What ``items`` raises is raised where they are used. The thread stops when the block ends.
     """
-    waiting: queue.Queue[T | Exception | None] = queue.Queue(n_items)  # None is the end
+    waiting: queue.Queue[T | _Raised | _End] = queue.Queue(n_items)
     is_over = threading.Event()
 
     def read() -> None:
@@ -27,14 +38,14 @@ def read_ahead(items: Iterator[T], n_items: int) -> Iterator[Iterator[T]]:
                 if is_over.is_set():
                     return
                 waiting.put(item)
-            waiting.put(None)
-        except Exception as error:
-            waiting.put(error)
+            waiting.put(_End())
+        except BaseException as error:  # a decoder's panic, say, which is no Exception
+            waiting.put(_Raised(error))
 
     def iterate() -> Iterator[T]:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
+        while not isinstance(item := waiting.get(), _End):
+            if isinstance(item, _Raised):
+                raise item.error
             yield item
 
     thread = threading.Thread(target=read, name="kpstore-decode", daemon=True)

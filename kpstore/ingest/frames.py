@@ -209,7 +209,8 @@ class Collector:
                 self._unread[number] = one_line(frame.reason)
             self._report(1)
             return None
-        if len(shape := np.shape(frame)) >= 2:  # the model says what is wrong with others
+        shape: tuple[int, ...] = getattr(frame, "shape", ())
+        if len(shape) >= 2:  # the model says what is wrong with others
             self._sizes[number] = (shape[1], shape[0])
         return frame
 

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError, one_line
-from kpstore.extractors.base import LockstepExtractor, check_image, frame_specs
+from kpstore.extractors.base import Extracted, LockstepExtractor, check_image, frame_specs
 from kpstore.ingest.ahead import read_ahead
 from kpstore.ingest.frames import Collector, check_rows, read_frames
 from kpstore.ingest.job import Job, OnFrames, VideoRows, failed_video, opened_extractor
 from kpstore.ingest.plan import PlannedVideo
-from kpstore.schema.feature import FeatureRows
+from kpstore.schema.feature import FeatureRows, FeatureSpec
 
 Image = NDArray[np.uint8]
 _AHEAD_FRAMES = 2
@@ -76,7 +76,6 @@ class _Batch:
         """Extract images of some rows; if that fails, each by itself."""
         try:
             found = self._extractor.step(images)
-            rows = check_rows(self._specs, found.rows, len(images), found.failed)
         except ExtractorError:  # the model is at fault, and would fail for every later frame
             raise
         except Exception as error:  # whatever a model raises, a frame is at fault
@@ -87,6 +86,14 @@ class _Batch:
             for number, lane in lanes.items():
                 alone = [image if place == number else None for place, image in enumerate(images)]
                 self._compute(alone, {number: lane})
+            return
+        # The model remembers these frames now: whatever is wrong with rows, it gets them once.
+        idle = [number for number in range(len(images)) if number not in lanes]
+        try:
+            rows = check_rows(self._specs, found.rows, len(images), {*found.failed, *idle})
+        except Exception:
+            for number, lane in lanes.items():
+                lane.put_checked(self._specs, found, number)
             return
         for number, lane in lanes.items():
             lane.put(number, rows, found.failed.get(number))
@@ -145,6 +152,15 @@ class _Lane:
     def put(self, row: int, rows: Mapping[str, FeatureRows], failure: str | None) -> None:
         """Take the result of the last frame, in a row of what the model returned."""
         self._collector.put([self._number], rows, [row], {} if failure is None else {row: failure})
+
+    def put_checked(self, specs: Sequence[FeatureSpec], found: Extracted, row: int) -> None:
+        """Take the result of the last frame, unless it is not as specified."""
+        failure = found.failed.get(row)
+        try:
+            mine = {name: rows[row : row + 1] for name, rows in found.rows.items()}
+            self.put(0, check_rows(specs, mine, 1, () if failure is None else (0,)), failure)
+        except Exception as error:  # its frame is at fault
+            self.fail(error)
 
     def fail(self, error: Exception) -> None:
         """Record that the model did not take the last frame."""

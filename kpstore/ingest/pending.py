@@ -192,8 +192,8 @@ def _what_is_there(
 def _task_frames(extractor: AnyExtractor, lengths: NDArray[np.int64], workers: int) -> int:
     """Return the frames of a task: half a minute of work, or less if there is little to share.
 
-    Of an extractor that takes several videos at once, a task holds twice as many at least: towards
-    its end, fewer and fewer are left to be computed together.
+    Of an extractor that takes several videos at once, a task holds twice as many, if there are
+    enough to share: towards its end, fewer and fewer are left to be computed together.
     """
     frames = int(lengths.sum())
     by_time = int(max(extractor.typical_fps, 0.1) * TASK_SECONDS) + 1

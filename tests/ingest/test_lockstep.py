@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import kpstore
 from kpstore.errors import ExtractorError
 from kpstore.extractors.base import Extracted, check_image
+from kpstore.ingest.ahead import read_ahead
 from kpstore.ingest.job import Job
 from kpstore.ingest.lockstep import extract_in_lockstep
 from kpstore.ingest.options import Options
@@ -85,11 +86,23 @@ class Odd(FakeSource):
         frames = list(super().read_frames(video, skip=skip))
         odd: dict[str, Callable[[], Any]] = {
             "v0": lambda: [*frames, frames[0]],
+            "v2": lambda: [frames[0], None, *frames[2:]],
             "v3": lambda: [np.zeros(3, np.uint8), "text", [1], *frames[3:]],
             "v5": lambda: [frames[0].astype(np.float32), frames[1][..., 0], *frames[2:]],
             "v6": lambda: frames[:-1],
         }
         yield from odd.get(video.id, lambda: frames)()
+
+
+def test_a_reader_that_panics_does_not_leave_its_user_waiting() -> None:
+    def panics() -> Iterator[int]:
+        yield 1
+        raise SystemExit("a decoder's panic")
+
+    with read_ahead(panics(), 2) as ahead:
+        assert next(ahead) == 1
+        with pytest.raises(SystemExit, match="a decoder's panic"):
+            next(ahead)
 
 
 class Picky(Lockstep):
@@ -122,3 +135,26 @@ def test_what_is_odd_about_a_video_is_its_own_fault(source: FakeSource) -> None:
         (one.video_id, one.frame, one.reason) for one in wanted.failures("points")
     ]
     assert {one.video_id for one in found.failures("points")} != set(LENGTHS)
+
+
+class Infinite(Lockstep):
+    """Gives a number that is not finite for some frames, and rubbish for rows without one."""
+
+    def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
+        found = super().step(images)
+        for number, image in enumerate(images):
+            if image is None or image[0, 0, 0] >= 200:
+                found.rows["points"].values[number] = np.inf
+        return found
+
+
+def test_rows_that_are_not_as_specified_fail_alone_and_are_made_once() -> None:
+    stores = []
+    for model in (FakeExtractor(), Infinite(videos_at_once=3)):
+        place = memory_location()
+        run_ingest(FakeSource(LENGTHS), place, model, Options(workers=0))
+        stores.append(kpstore.open(place))
+    wanted, found = stores
+    done = found["points_status"][:] == 1
+    assert 0.5 < done.mean() < 1
+    np.testing.assert_array_equal(found["points"][:][done], wanted["points"][:][done])
