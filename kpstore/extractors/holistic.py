@@ -159,6 +159,7 @@ class HolisticExtractor(MediapipeExtractor):
             self._torch = HolisticEngine(
                 self._spec,
                 folder=None if self.models is None else Path(self.models).expanduser().absolute(),
+                names=self._recipe()[3],
                 rows_per_call=self.rows_per_call,
                 batch_videos=self.batch_videos,
                 least_detection=float(self.min_detection_confidence),

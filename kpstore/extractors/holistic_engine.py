@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import ExtractorError, MissingExtraError, NotFoundError
-from kpstore.extractors.checkpoint_files import file_sha256
+from kpstore.errors import ExtractorError, MissingExtraError
 from kpstore.extractors.devices import WithTf32, find_device, is_out_of_memory
 from kpstore.extractors.libraries import library_versions
-from kpstore.extractors.mediapipe import models_folder
+from kpstore.extractors.mediapipe import model_hashes
 from kpstore.extractors.torch_model import TorchModel
 from kpstore.schema.feature import FeatureSpec
 
@@ -34,6 +33,7 @@ class HolisticEngine(TorchModel):
     ----------
     spec : of the keypoints, for messages.
     folder : of MediaPipe's models; None for that of the installed MediaPipe.
+    names : their paths in it.
     rows_per_call : rows of each call of a model, 0 for the default: 1 on a CPU, where more are not
         faster, and 64 on a GPU. It belongs to the feature.
     batch_videos : videos at once; 0 for as many as rows of a call. It changes no result.
@@ -50,13 +50,15 @@ class HolisticEngine(TorchModel):
         spec: FeatureSpec,
         *,
         folder: Path | None,
+        names: Sequence[str],
         rows_per_call: int,
         batch_videos: int,
         least_detection: float,
         least_tracking: float,
         precision: WithTf32 = "fp32",
     ) -> None:
-        self._spec, self._folder, self._asked_videos = spec, folder, batch_videos
+        self._spec, self._folder, self._names = spec, folder, tuple(names)
+        self._asked_videos = batch_videos
         self._least = least_detection, least_tracking
         self.rows_per_call, self.precision = rows_per_call, precision
         self._take_option()
@@ -79,26 +81,15 @@ class HolisticEngine(TorchModel):
         ------
         MissingExtraError
             If torch, or what reads the models, is not installed.
+        NotFoundError
+            If the folder lacks a model.
         """
         versions = library_versions(*_NEEDED)
         return {
             "torch": versions["torch"],
             "parameters": {"engine": "torch", "precision": self.precision, **self._on_record},
-            "models": self._hashes(),
+            "models": model_hashes(self._names, self._folder),
         }
-
-    def _hashes(self) -> dict[str, str]:
-        from kpstore.extractors.holistic_models import ALL_MODELS
-
-        folder = models_folder() if self._folder is None else self._folder
-        paths = sorted(folder / model.file for model in ALL_MODELS)
-        for path in paths:
-            if not path.is_file():
-                raise NotFoundError(
-                    f"model file {path} does not exist; --models names the folder 'modules' of "
-                    "MediaPipe 0.10.14, which holds it"
-                )
-        return {path.name: file_sha256(path) for path in paths}
 
     def open(self, device: str) -> None:
         """Load the models to a device, and try them out there."""

@@ -302,10 +302,7 @@ class HolisticTorch:
         points = projected(without_padding(found.points, found.padding), rects)
         fresh = regions.hand_region_of_recrop(points, scene.sizes)
         tracked = regions.hand_region_of_landmarks(last.points, scene.sizes)
-        keep = last.found & regions.may_track(
-            last.points, tracked, fresh, scene.sizes, regions.HAND_LIMITS
-        )
-        rects = torch.where(keep[:, None], tracked, fresh)
+        rects = _followed(last, tracked, fresh, scene, regions.HAND_LIMITS)
         answer = self._looked(self._models.hand, scene, rects, wanted)
         points = projected(without_padding(answer.points, answer.padding), rects)
         return _Part(points, wanted & (answer.scores > _LEAST_SCORE))
@@ -317,10 +314,7 @@ class HolisticTorch:
         wanted = pose.found & (found.scores > 0)
         fresh = regions.face_region_of_detection(keypoints, scene.sizes)
         tracked = regions.face_region_of_landmarks(last.points, scene.sizes)
-        keep = last.found & regions.may_track(
-            last.points, tracked, fresh, scene.sizes, regions.FACE_LIMITS
-        )
-        rects = torch.where(keep[:, None], tracked, fresh)
+        rects = _followed(last, tracked, fresh, scene, regions.FACE_LIMITS)
         answer = self._looked(self._models.face, scene, rects, wanted)
         return _Part(projected(answer.points, rects), wanted & (answer.scores > _LEAST_SCORE))
 
@@ -359,6 +353,14 @@ class HolisticTorch:
         else:
             chosen = torch.arange(len(wanted), device=self._device)
         return torch.cat([chosen, chosen[:1].expand(-len(chosen) % self.rows_per_call)])
+
+
+def _followed(
+    last: _Part, tracked: Tensor, fresh: Tensor, scene: _Scene, limits: regions.TrackingLimits
+) -> Tensor:
+    """Return regions of the last frame's points where they moved little, else those found anew."""
+    keep = last.found & regions.may_track(last.points, tracked, fresh, scene.sizes, limits)
+    return torch.where(keep[:, None], tracked, fresh)
 
 
 def _on_cpu(parts: tuple[_Part, _Part, _Part], odd: Tensor) -> HolisticRows:

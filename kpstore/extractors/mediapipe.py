@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import InvalidError, MissingExtraError, UnsupportedError
+from kpstore.errors import InvalidError, MissingExtraError, NotFoundError, UnsupportedError
 from kpstore.extractors.base import OneFeature, is_number
 from kpstore.extractors.base import check_image as check_image
 from kpstore.extractors.checkpoint_files import file_sha256
@@ -55,21 +55,30 @@ def mediapipe_version() -> str:
         raise MissingExtraError(_NEEDS, extra="mediapipe") from error
 
 
-def model_hashes(names: Iterable[str]) -> dict[str, str]:
+def model_hashes(names: Iterable[str], folder: Path | None = None) -> dict[str, str]:
     """Return the SHA-256 of MediaPipe's model files by name, without importing it.
 
     Parameters
     ----------
     names : paths inside its ``modules`` folder, such as
         ``"pose_landmark/pose_landmark_full.tflite"``.
+    folder : that folder; None for the one of the installed MediaPipe.
 
     Raises
     ------
+    NotFoundError
+        If a folder that was given lacks a file.
     UnsupportedError
-        If a file does not exist. MediaPipe itself would try to download it into site-packages.
+        If the installed one does. MediaPipe itself would try to download it into site-packages.
     """
-    folder = models_folder()
+    is_given = folder is not None
+    folder = models_folder() if folder is None else folder
     missing = [name for name in names if not (folder / name).is_file()]
+    if missing and is_given:
+        raise NotFoundError(
+            f"model file {folder / missing[0]} does not exist; --models names the folder 'modules' "
+            "of MediaPipe 0.10.14, which holds it"
+        )
     if missing:
         raise UnsupportedError(
             f"model file {missing[0]!r} is needed, but MediaPipe {mediapipe_version()} in {folder} "

@@ -34,33 +34,21 @@ MOST_RESULT_BYTES = 512 * 2**20
 """Of all results of operations for one picture; MediaPipe's pose model makes 63 MiB."""
 _IDENTIFIER = b"TFL3"
 
+_CONVOLUTION = (
+    "DilationHFactor",
+    "DilationWFactor",
+    "FusedActivationFunction",
+    "Padding",
+    "StrideH",
+    "StrideW",
+)
+
 OPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ADD": ("AddOptions", ("FusedActivationFunction",)),
     "CONCATENATION": ("ConcatenationOptions", ("Axis", "FusedActivationFunction")),
-    "CONV_2D": (
-        "Conv2DOptions",
-        (
-            "DilationHFactor",
-            "DilationWFactor",
-            "FusedActivationFunction",
-            "Padding",
-            "StrideH",
-            "StrideW",
-        ),
-    ),
+    "CONV_2D": ("Conv2DOptions", _CONVOLUTION),
     "DENSIFY": ("", ()),
-    "DEPTHWISE_CONV_2D": (
-        "DepthwiseConv2DOptions",
-        (
-            "DepthMultiplier",
-            "DilationHFactor",
-            "DilationWFactor",
-            "FusedActivationFunction",
-            "Padding",
-            "StrideH",
-            "StrideW",
-        ),
-    ),
+    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", ("DepthMultiplier", *_CONVOLUTION)),
     "DEPTH_TO_SPACE": ("DepthToSpaceOptions", ("BlockSize",)),
     "DEQUANTIZE": ("", ()),
     "FULLY_CONNECTED": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 import kpstore
-from kpstore.errors import InvalidError, MismatchError, NotFoundError
+from kpstore.errors import ExtractorError, InvalidError, MismatchError, NotFoundError
 from kpstore.extractors import holistic
 from kpstore.extractors.holistic import HolisticExtractor
+from kpstore.extractors.holistic_engine import HolisticEngine
+from kpstore.extractors.holistic_models import ALL_MODELS
+from kpstore.extractors.holistic_torch import HolisticRows, HolisticTorch
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.schema.index import VideoRecord
@@ -170,6 +175,48 @@ def test_a_wrong_folder_of_models_leaves_no_store(tmp_path: Path) -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidError, match=said):
         HolisticExtractor(**options)
+
+
+def test_the_provenance_is_of_the_models_that_are_loaded_and_needs_neither_library() -> None:
+    made = HolisticExtractor(engine="torch").recipe["models"]
+    assert set(made) == {Path(model.file).name for model in ALL_MODELS}
+    code = (
+        "import sys\n"
+        "from kpstore.extractors.holistic import HolisticExtractor\n"
+        "HolisticExtractor(engine='torch').recipe\n"
+        "assert not {'mediapipe', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("asked", [0, 4])
+def test_lack_of_memory_lowers_rows_of_a_call_or_names_the_videos_at_once(
+    monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    sizes = []
+
+    def step(self: HolisticTorch, images: list[Any]) -> HolisticRows:
+        sizes.append((self.rows, self.rows_per_call))
+        if len(images) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return independent(self, images)
+
+    independent = HolisticTorch.independent
+    monkeypatch.setattr(HolisticTorch, "step", step)
+    # As on a GPU: several rows of a call by default, which are tried out.
+    monkeypatch.setattr(HolisticEngine, "default_at_once", {"cpu": 2, "cuda": 2})
+    extractor = HolisticExtractor(engine="torch", precision="bf16", batch_videos=asked)
+    extractor.settle({}, "cpu")
+    extractor._torch._settled = False  # type: ignore[union-attr]
+    if asked:
+        with pytest.raises(ExtractorError, match=r"give fewer: --set batch_videos=2 \(CUDA out"):
+            extractor.open()
+        assert sizes == [(4, 2)]
+    else:
+        monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+        extractor.open()
+        assert sizes == [(2, 2), (1, 1)]
+        assert extractor.recipe["parameters"]["rows_per_call"] == extractor.videos_at_once == 1
 
 
 # -- precision -------------------------------------------------------------------------------------
