@@ -21,13 +21,12 @@ from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import TABLE, UNWRITTEN, checksum, matches
 from kpstore.backends.chunks import Chunks
 from kpstore.backends.icechunk_chunks import (
+    OpenArray,
     as_stored,
     create_array,
-    meta_of,
     whole_chunks,
     write_chunks,
 )
-from kpstore.backends.icechunk_codec import ChunkCodec, ZarrArray
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_ends import LastChunk, filled_behind, share_last_chunks
 from kpstore.backends.icechunk_errors import (
@@ -98,7 +97,7 @@ class IcechunkWriteSession(IcechunkSession):
         """Replace the attributes of one array."""
         with self._changing():
             self._hand_over()
-            self._open(name)[0].attrs.put(dict(attrs))
+            self._open(name).array.attrs.put(dict(attrs))
             del self._opened[name]
 
     def create(self, name: str, meta: ArrayMeta) -> None:
@@ -106,17 +105,16 @@ class IcechunkWriteSession(IcechunkSession):
         with self._changing():
             if name in self.names() or name == TABLE:
                 raise refusals.array_taken(name)
-            array = create_array(self._group, name, meta)
-            self._opened[name] = array, meta_of(array)
+            self._opened[name] = OpenArray.of(create_array(self._group, name, meta))
             self._created.add(name)
 
     def resize(self, name: str, n_rows: int) -> None:
         """Append unwritten rows up to ``n_rows``."""
         with self._changing():
-            array, meta = self._open(name)
-            longer = meta.extended(name, n_rows)
+            opened = self._open(name)
+            meta, longer = opened.meta, opened.meta.extended(name, n_rows)
             if longer.shape != meta.shape:
-                self._opened[name] = array, longer
+                opened.meta = longer
                 self._lengths.setdefault(name, meta.n_rows)
                 self._sums.pop(name, None)
                 self._clear_end(name, meta)
@@ -137,13 +135,13 @@ class IcechunkWriteSession(IcechunkSession):
 
     def _unchecked(self, name: str, number: int) -> NDArray[np.generic]:
         """Return the rows of a committed chunk, whether or not they are those of its checksum."""
-        (array, meta), places = self._open(name), self._files(name, range(number, number + 1))
-        (start, stop), codec = meta.rows_of(number), ChunkCodec.of(array)
-        if places is None or codec is None:
+        opened, places = self._open(name), self._files(name, range(number, number + 1))
+        start, stop = opened.meta.rows_of(number)
+        if places is None or opened.codec is None:
             self._hand_over()
-            return np.array(array[start:stop])
-        place = places[0]
-        return codec.rows(place.read(), stop - start) if place else meta.unwritten(stop - start)
+            return np.array(opened.array[start:stop])
+        place, n_rows = places[0], stop - start
+        return opened.codec.rows(place.read(), n_rows) if place else opened.meta.unwritten(n_rows)
 
     def delete(self, name: str) -> None:
         """Remove an array from this version on."""
@@ -206,19 +204,19 @@ class IcechunkWriteSession(IcechunkSession):
     def write(self, name: str, start: int, values: NDArray[np.generic]) -> None:
         """Write any run of rows, as whole chunks."""
         with self._changing():
-            array, meta = self._open(name)
-            meta.check_values(name, start, values)
-            rows = as_stored(name, meta, values)
-            for first, block in whole_chunks(meta, start, rows, partial(self.read, name)):
-                self._write_chunks(name, array, meta, first, block)
+            opened = self._open(name)
+            opened.meta.check_values(name, start, values)
+            rows = as_stored(name, opened.meta, values)
+            for first, block in whole_chunks(opened.meta, start, rows, partial(self.read, name)):
+                self._write_chunks(name, opened, first, block)
 
     def _write_chunks(
-        self, name: str, array: ZarrArray, meta: ArrayMeta, start: int, rows: NDArray[np.generic]
+        self, name: str, opened: OpenArray, start: int, rows: NDArray[np.generic]
     ) -> None:
-        codec, written = ChunkCodec.of(array), self._written.setdefault(name, {})
+        meta, codec, written = opened.meta, opened.codec, self._written.setdefault(name, {})
         if codec is None or rows.nbytes > GATHERED_BYTES:
             self._hand_over()
-            written.update(write_chunks(array, meta, start, rows))
+            written.update(write_chunks(opened.array, meta, start, rows))
             return
         for row in range(0, len(rows), meta.chunk_rows):
             number, block = (start + row) // meta.chunk_rows, rows[row : row + meta.chunk_rows]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 
 import icechunk
 import numpy as np
@@ -68,6 +70,29 @@ class BadChunkError(Exception):
     def __init__(self, chunk: int, reason: str = "") -> None:
         super().__init__(reason)
         self.chunk, self.reason = chunk, reason
+
+
+@dataclass
+class OpenArray:
+    """An array of a session.
+
+    Parameters
+    ----------
+    meta : what it is to be, as a session that changes it hands lengths over later.
+    """
+
+    array: ZarrArray
+    meta: ArrayMeta
+
+    @classmethod
+    def of(cls, array: ZarrArray) -> OpenArray:
+        """Describe an array as it is stored."""
+        return cls(array, meta_of(array))
+
+    @cached_property
+    def codec(self) -> ChunkCodec | None:
+        """What reads its chunks; kept, as to find it takes as long as to read a small chunk."""
+        return ChunkCodec.of(self.array)
 
 
 def root_group(session: icechunk.Session) -> zarr.Group:
@@ -168,8 +193,7 @@ def read_chunks(
 
 
 def read_files(
-    array: ZarrArray,
-    meta: ArrayMeta,
+    array: OpenArray,
     chunks: range,
     places: Sequence[ChunkPlace | None],
     sums: Sequence[int],
@@ -184,7 +208,7 @@ def read_files(
     places : where these chunks are; None for one that was never written.
     sums : their checksums.
     """
-    codec = ChunkCodec.of(array)
+    meta, codec = array.meta, array.codec
     if codec is None or (len(chunks) > _FEW_CHUNKS and not codec.is_text):
         return None
     blocks: list[NDArray[np.generic]] = []
@@ -385,15 +409,14 @@ class LocalChunks:
 
 def local_chunks(
     places: RowPlaces | None,
-    array: ZarrArray,
-    meta: ArrayMeta,
+    array: OpenArray,
     check_there: Callable[[], None] = lambda: None,
 ) -> LocalChunks | None:
     """Return the chunks of an array of a local repository; None if only Zarr can read them.
 
     The parameters are as for :class:`LocalChunks`; ``places`` is None where Icechunk alone knows.
     """
-    codec = ChunkCodec.of(array)
+    codec = array.codec
     if codec is None or codec.is_text or places is None:
         return None
-    return LocalChunks(places, meta, codec, check_there)
+    return LocalChunks(places, array.meta, codec, check_there)

@@ -9,8 +9,7 @@ import zarr
 from zarr.core.common import concurrent_map
 from zarr.core.sync import sync
 
-from kpstore.backends.base import ArrayMeta
-from kpstore.backends.icechunk_chunks import set_chunk
+from kpstore.backends.icechunk_chunks import OpenArray, set_chunk
 from kpstore.backends.icechunk_codec import ZarrArray
 from kpstore.backends.icechunk_manifests import ChunkPlace
 
@@ -42,16 +41,16 @@ class PendingChunks:
         encoded = self._chunks.get(name, {}).get(number)
         return None if encoded is None else ChunkPlace(_NO_FILE, inline=encoded)
 
-    def hand_over(self, arrays: Mapping[str, tuple[ZarrArray, ArrayMeta]]) -> None:
+    def hand_over(self, arrays: Mapping[str, OpenArray]) -> None:
         """Let Icechunk have all chunks, and the lengths of arrays.
 
         Parameters
         ----------
         arrays : all open ones by name, each with what it is to be.
         """
-        longer = [pair for pair in arrays.values() if pair[0].shape != pair[1].shape]
+        longer = [one for one in arrays.values() if one.array.shape != one.meta.shape]
         chunks = [
-            (arrays[name][0], (number, *(0 for _ in arrays[name][1].shape[1:])), encoded)
+            (arrays[name].array, (number, *(0 for _ in arrays[name].meta.shape[1:])), encoded)
             for name, by_number in self._chunks.items()
             for number, encoded in by_number.items()
         ]
@@ -62,9 +61,9 @@ class PendingChunks:
 
 
 async def _hand_over(
-    longer: Sequence[tuple[ZarrArray, ArrayMeta]],
+    longer: Sequence[OpenArray],
     chunks: Sequence[tuple[ZarrArray, tuple[int, ...], bytes]],
 ) -> None:
     # Lengths first, as Icechunk refuses chunks behind an array's end.
-    await asyncio.gather(*(array.async_array.resize(meta.shape) for array, meta in longer))
+    await asyncio.gather(*(one.array.async_array.resize(one.meta.shape) for one in longer))
     await concurrent_map(chunks, set_chunk, zarr.config.get("async.concurrency"))

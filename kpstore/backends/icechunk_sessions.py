@@ -18,9 +18,9 @@ from kpstore.backends.checksums import TABLE
 from kpstore.backends.chunks import Chunks
 from kpstore.backends.icechunk_chunks import (
     BadChunkError,
+    OpenArray,
     check_unpacked,
     local_chunks,
-    meta_of,
     open_arrays,
     read_chunks,
     read_files,
@@ -44,7 +44,7 @@ class IcechunkSession:
     def __init__(self, session: icechunk.Session, home: IcechunkDirectory) -> None:
         self._session, self._home, self._location = session, home, home.location
         self._group = root_group(session)
-        self._opened: dict[str, tuple[ZarrArray, ArrayMeta]] = {}
+        self._opened: dict[str, OpenArray] = {}
         self._found: dict[str, ZarrArray] = {}
         """Arrays that were opened beside others, until they are asked for."""
         self._are_together = False
@@ -74,7 +74,7 @@ class IcechunkSession:
     def _has_table(self) -> bool:
         return TABLE in self._committed_names
 
-    def _open(self, name: str) -> tuple[ZarrArray, ArrayMeta]:
+    def _open(self, name: str) -> OpenArray:
         guard_fork()
         if name not in self._opened:
             with self._home.there(self.snapshot), translated(self._location):
@@ -83,7 +83,7 @@ class IcechunkSession:
                     raise refusals.no_array(name, self.names())
             if not isinstance(array, zarr.Array):
                 raise CorruptError(f"{name!r} is a group, but an array was expected")
-            self._opened[name] = array, meta_of(array)
+            self._opened[name] = OpenArray.of(array)
         return self._opened[name]
 
     def _array(self, name: str) -> object:
@@ -109,7 +109,7 @@ class IcechunkSession:
 
     def meta(self, name: str) -> ArrayMeta:
         """Return the shape and type of an array; known ones also in forked processes."""
-        return (self._opened.get(name) or self._open(name))[1]
+        return (self._opened.get(name) or self._open(name)).meta
 
     def digest(self, name: str) -> None:
         """Return None: text has checksums, as numbers have."""
@@ -150,7 +150,8 @@ class IcechunkSession:
             return self._read(name, start, stop)
 
     def _read(self, name: str, start: int, stop: int) -> NDArray[np.generic]:
-        array, meta = self._open(name)
+        opened = self._open(name)
+        meta = opened.meta
         meta.check_rows(name, start, stop - start)
         if start == stop:
             return meta.unwritten(0)
@@ -159,12 +160,12 @@ class IcechunkSession:
         try:
             values = None
             if places is not None and sums is not None:
-                values = read_files(array, meta, chunks, places, sums)
+                values = read_files(opened, chunks, places, sums)
             if values is None:
                 self._hand_over()
                 if places is not None:
-                    check_unpacked(array, chunks, places)
-                values = read_chunks(array, meta, chunks, sums or ())
+                    check_unpacked(opened.array, chunks, places)
+                values = read_chunks(opened.array, meta, chunks, sums or ())
         except BadChunkError as bad:
             first, last = meta.rows_of(bad.chunk)
             reason = bad.reason or "it is not what was committed there"
@@ -193,9 +194,10 @@ class IcechunkSession:
 
     def stored(self, name: str) -> NDArray[np.bool_]:
         """Return which chunks may be stored: all, where only Icechunk itself can tell."""
-        (array, meta), places = self._open(name), self._located(name)
-        if places is None or (meta.dtype == TEXT and array.fill_value != ""):  # other software's
-            return np.ones(meta.n_chunks, dtype=np.bool_)
+        opened, places = self._open(name), self._located(name)
+        is_text = opened.meta.dtype == TEXT
+        if places is None or (is_text and opened.array.fill_value != ""):  # other software's
+            return np.ones(opened.meta.n_chunks, dtype=np.bool_)
         return places.written.copy()
 
     def place(self, name: str, chunk: int) -> str:
@@ -215,6 +217,6 @@ class IcechunkReadSession(IcechunkSession):
         """Return the chunks of an array, read from their files where possible."""
         if name not in self._chunks:
             check_there = partial(self._home.check_there, self.snapshot)
-            found = local_chunks(self._located(name), *self._open(name), check_there)
+            found = local_chunks(self._located(name), self._open(name), check_there)
             self._chunks[name] = found or SessionChunks(self, name)
         return self._chunks[name]
