@@ -28,6 +28,7 @@ from kpstore.backends.asides import (
 )
 from kpstore.backends.base import TEXT, ArrayMeta, Commit
 from kpstore.backends.chunks import Chunks
+from kpstore.backends.hdf5_heaps import open_checked
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
     DAMAGE,
@@ -75,9 +76,9 @@ class StoreFile:
         if not self._path.is_file():
             return False
         try:
-            with h5py.File(self._path, "r") as file:
+            with open_checked(self._path) as file:
                 return has_item(file, HOME) and "head" in item_of(file, HOME).attrs
-        except DAMAGE:
+        except (*DAMAGE, CorruptError):
             return _looks_like_hdf5(self._path)  # and opening it will tell what is wrong
 
     def _require(self) -> None:
@@ -108,12 +109,12 @@ class StoreFile:
         if self._open_file is None or self._open_file[0] != key:
             self._require()
             try:
-                file = h5py.File(self._path, "r")
+                file = open_checked(self._path)
             except BlockingIOError:
                 raise BusyError(
                     f"{self.location} is open for writing in another program; close it there"
                 ) from None
-            except PermissionError:
+            except (PermissionError, CorruptError):
                 raise
             except DAMAGE as error:
                 reason = str(error).partition("(")[2].rstrip(")") or error

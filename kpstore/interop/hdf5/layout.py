@@ -11,10 +11,11 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
+from kpstore.backends.hdf5_heaps import open_checked
 from kpstore.backends.hdf5_items import bytes_of, datasets_of, item_of, read_numbers
 from kpstore.backends.hdf5_text import TEXT_BYTES, is_text, read_texts
 from kpstore.budget import MemoryBudget
-from kpstore.errors import DAMAGE, InvalidError
+from kpstore.errors import DAMAGE, CorruptError, InvalidError
 from kpstore.interop.files import damage_named
 
 MARK = "kpstore_export"
@@ -47,9 +48,9 @@ def recognises(path: Path) -> bool:
         with path.open("rb") as start:
             if start.read(8) != _SIGNATURE:
                 return False
-        with h5py.File(path, "r") as file:
+        with open_checked(path) as file:
             return MARK in file.attrs
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, CorruptError):
         return False
 
 
@@ -63,7 +64,7 @@ def opened(path: Path, most_bytes: int | None) -> Iterator[OpenFile]:
     """
     with (
         damage_named(f"{path}: it is no HDF5 file, or a damaged one", UNREADABLE),
-        h5py.File(path, "r") as file,
+        open_checked(path) as file,
     ):
         yield OpenFile(file, path, MemoryBudget.of(path, most_bytes))
 
