@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -202,13 +202,14 @@ def holistic_alone(images: list[Any], device: str, rows: int = 0) -> float:
     import torch
 
     from kpstore.extractors.holistic import HolisticExtractor
-    from kpstore.extractors.holistic_crops import Frames
+    from kpstore.extractors.mediapipe_crops import Frames
+    from kpstore.extractors.torch_engine import HolisticEngine
 
     extractor = HolisticExtractor(engine="torch", rows_per_call=rows)
     extractor.settle({}, device)
     extractor.open(device)
-    assert extractor._torch is not None
-    engine, count = extractor._torch._engine, extractor.videos_at_once
+    count = extractor.videos_at_once
+    engine: Any = cast("HolisticEngine", extractor._engine)._model
     parts = [images[at : at + count] for at in range(0, len(images) - count + 1, count)]
     parts = parts or [(images * count)[:count]]
     everyone = torch.ones(count, dtype=torch.bool, device=engine._device)

@@ -30,9 +30,10 @@ from PIL import Image, ImageDraw
 
 from benchmarks import record
 from benchmarks.record import Table, short
-from kpstore.extractors.holistic_models import load_models
-from kpstore.extractors.holistic_torch import HolisticRows, HolisticTorch
+from kpstore.extractors.holistic_torch import HolisticTorch
 from kpstore.extractors.mediapipe import load_solutions, quiet_calls, quiet_start
+from kpstore.extractors.mediapipe_models import HolisticModels
+from kpstore.extractors.mediapipe_torch import FoundRows
 from kpstore.render.skeleton import contact_sheet
 from kpstore.sources.demo import write_demo_dataset
 
@@ -116,7 +117,7 @@ class _Torch:
     """Ours, one video at a time."""
 
     def __init__(self) -> None:
-        self._holistic = HolisticTorch(load_models(), rows=1)
+        self._holistic = HolisticTorch(HolisticModels(), rows=1)
         self.seconds = 0.0
 
     def start(self) -> None:
@@ -129,7 +130,7 @@ class _Torch:
         return {part: _points(rows, part) for part in PARTS}
 
 
-def _points(rows: HolisticRows, part: str) -> NDArray[np.float32] | None:
+def _points(rows: FoundRows, part: str) -> NDArray[np.float32] | None:
     points: NDArray[np.float32] = getattr(rows, part)[0]
     return None if np.isnan(points).any() else points
 

@@ -17,8 +17,8 @@ from torch import nn
 
 import kpstore
 from kpstore.extractors.dinov2_weights import describe_weights
-from kpstore.extractors.holistic_models import HandRecropModel
 from kpstore.extractors.mediapipe import models_folder
+from kpstore.extractors.mediapipe_models import HandRecropModel
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.index import VideoRecord
 from kpstore.store.store import backend_for

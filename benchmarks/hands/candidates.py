@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.hands import looking
 from benchmarks.hands.looking import Fitter, Picture, Points, Spotted, Spotter, no_hands, present
 from kpstore.extractors.holistic import HolisticExtractor
-from kpstore.extractors.mediapipe import MediapipeExtractor
+from kpstore.extractors.mediapipe_extractor import MediapipeExtractor
 from kpstore.extractors.parts import PartsExtractor
 from kpstore.schema.layout import PART_SLICES
 

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from kpstore.extractors import holistic_regions as regions
+from kpstore.extractors import mediapipe_regions as regions
 from kpstore.extractors.devices import reproducible
-from kpstore.extractors.holistic_crops import Frames, crop_matrices, pixel_regions, take_crops
-from kpstore.extractors.holistic_models import (
+from kpstore.extractors.mediapipe import load_solutions, models_folder, quiet_calls, quiet_start
+from kpstore.extractors.mediapipe_crops import Frames, crop_matrices, pixel_regions, take_crops
+from kpstore.extractors.mediapipe_models import (
     HandModel,
     HandRecropModel,
-    HolisticModel,
+    MediapipeModel,
 )
-from kpstore.extractors.holistic_points import projected, without_padding
-from kpstore.extractors.mediapipe import load_solutions, models_folder, quiet_calls, quiet_start
+from kpstore.extractors.mediapipe_points import projected, without_padding
 
 Picture = NDArray[np.uint8]
 Points = NDArray[np.float32]
@@ -166,7 +166,7 @@ class Fitter:
                 best = max(best, found, key=lambda one: one[1])
         return best
 
-    def _fitted(self, model: HolisticModel, frames: Frames, rect: Tensor) -> tuple[Points, float]:
+    def _fitted(self, model: MediapipeModel, frames: Frames, rect: Tensor) -> tuple[Points, float]:
         sizes = frames.sizes.float()
         with torch.inference_mode(), reproducible(torch.device("cpu")):
             pixels, padding = pixel_regions(rect, sizes, model.kind)

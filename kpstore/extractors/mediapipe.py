@@ -9,26 +9,24 @@ import re
 import sys
 import tempfile
 import warnings
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError, UnsupportedError
-from kpstore.extractors.base import OneFeature, is_number
 from kpstore.extractors.base import check_image as check_image
+from kpstore.extractors.base import is_number
 from kpstore.extractors.checkpoint_files import file_sha256
-from kpstore.options import WHAT, Option
 from kpstore.schema.face_lists import load_face_list as load_face_list
-from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance
-from kpstore.schema.layout import PART_SLICES, PARTS, FaceList, keypoints_spec
+from kpstore.schema.feature import FeatureRows
+from kpstore.schema.layout import PART_SLICES, PARTS, FaceList
 from kpstore.visible import logger
 
 _log = logger(__name__)
@@ -227,166 +225,3 @@ def fill_row(rows: FeatureRows, number: int, found: FoundParts, face_list: FaceL
         rows.companions["detected"][number, part_number] = True
     if found.pose is not None:
         rows.companions["visibility"][number] = [point.visibility for point in found.pose.landmark]
-
-
-@dataclass(kw_only=True)
-class MediapipeExtractor(OneFeature):
-    """Options, specification and rows, which both recipes share.
-
-    The solutions run on the CPU for any device. A pickle holds the options and the face list, but
-    not the model: an unpickled extractor is not open.
-
-    Parameters
-    ----------
-    face_list : which mesh points make the face: a known name, a file (:func:`load_face_list`) or
-        the list itself.
-    min_detection_confidence : 0 to 1; detections below it are dropped.
-    model_complexity : 0, 1 or 2, the pose model; MediaPipe's wheel holds model 1 only.
-    """
-
-    face_list: Annotated[
-        str | os.PathLike[str] | FaceList,
-        Option("List of the 68 face points: phoenix, ibug, or a file.", kind=str, panel=WHAT),
-    ] = "phoenix"
-    min_detection_confidence: float = 0.5
-    model_complexity: int = 1
-    _solutions: tuple[Any, ...] = field(default=(), init=False, repr=False, compare=False)
-    # Whether no frame was processed since the solutions were started.
-    _started: bool = field(default=False, init=False, repr=False, compare=False)
-
-    n_mesh_points = 478
-    """Number of mesh points of the recipe's face model."""
-
-    def __post_init__(self) -> None:
-        self._check()
-        self.face_list = self._faces = load_face_list(self.face_list)
-        highest = max(index for indices in self._faces.indices for index in indices)
-        if highest >= self.n_mesh_points:
-            raise InvalidError(
-                f"face list {self._faces.name!r} asks for mesh point {highest}, but this "
-                f"extractor's face model has {self.n_mesh_points}: choose points below that (those "
-                "above are of the irises)"
-            )
-        self._spec = keypoints_spec(self._faces)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_solutions": ()}
-
-    @abstractmethod
-    def _check(self) -> None:
-        """Raise :class:`InvalidError` for invalid options."""
-
-    @abstractmethod
-    def _build(self, solutions: ModuleType) -> tuple[Any, ...]:
-        """Return the recipe's solutions."""
-
-    @abstractmethod
-    def _find(self, image: NDArray[np.uint8]) -> FoundParts:
-        """Run the recipe on one frame."""
-
-    @abstractmethod
-    def _recipe(self) -> tuple[str, str, dict[str, object], tuple[str, ...]]:
-        """Return the extractor's name, its recipe, its parameters and its model files."""
-
-    @property
-    def spec(self) -> FeatureSpec:
-        """The feature ``keypoints``; see :func:`~kpstore.schema.layout.keypoints_spec`."""
-        return self._spec
-
-    @property
-    def recipe(self) -> Provenance:
-        """Everything that changes the values (JSON).
-
-        Needs MediaPipe's files, but does not import it.
-        """
-        extractor, recipe, parameters, models = self._recipe()
-        return {
-            "extractor": extractor,
-            "recipe": recipe,
-            "mediapipe": mediapipe_version(),
-            "parameters": parameters,
-            "face_list": {"name": self._faces.name, "sha256": self._faces.sha256},
-            "models": model_hashes(models),
-        }
-
-    @property
-    def batch_size(self) -> int:
-        """One: MediaPipe works frame by frame."""
-        return 1
-
-    @property
-    def typical_fps(self) -> float:
-        """About ten frames per second and core at usual frame sizes."""
-        return 10.0
-
-    def open(self, device: str = "cpu") -> None:
-        """Build the solutions; they run on the CPU, and another device is logged and ignored."""
-        model_hashes(self._recipe()[3])  # before MediaPipe tries to download a missing model
-        if device != "cpu":
-            _log.info("MediaPipe's solutions run on the CPU only; device %r is ignored", device)
-        solutions = load_solutions()
-        self.close()
-        with quiet_start(), quiet_calls():
-            self._solutions = self._build(solutions)
-            self._wait_until_started()
-        self._started = True
-
-    def start_video(self, reference: NDArray[np.uint8] | None = None) -> Mapping[str, FeatureRows]:
-        """Forget all frames seen so far."""
-        self._require_open()
-        return {}
-
-    def rows(self, images: Sequence[NDArray[np.uint8]]) -> FeatureRows:
-        """Return one row per image; see :meth:`kpstore.extractors.base.Extractor.extract`.
-
-        Returns
-        -------
-        FeatureRows
-            ``values`` (images, 143, 3) float32, NaN where a part was not detected; ``detected``
-            (images, 4) bool; ``visibility`` (images, 33) float32, NaN where no pose was detected.
-        """
-        self._require_open()
-        rows = self._spec.empty_rows(len(images))
-        for number, image in enumerate(images):
-            fill_row(rows, number, self._find(check_image(image)), self._faces)
-        return rows
-
-    def close(self) -> None:
-        """Free the solutions; the extractor can be opened again."""
-        solutions, self._solutions = self._solutions, ()
-        for solution in solutions:
-            try:
-                solution.close()
-            except (RuntimeError, ValueError) as error:  # a failed graph fails again when closed
-                _log.debug("closing a MediaPipe graph: %s", error)
-
-    def _require_open(self) -> None:
-        if not self._solutions:
-            raise InvalidError(
-                f"{type(self).__name__} is not open; call open() before it gets frames"
-            )
-
-    def _process(self, image: NDArray[np.uint8]) -> tuple[Any, ...]:
-        """Return each solution's results."""
-        self._started = False
-        try:
-            with quiet_calls():
-                return tuple(solution.process(image) for solution in self._solutions)
-        except Exception:
-            self.open()  # a graph that failed once fails for all frames after it
-            raise
-
-    def _restart(self) -> None:
-        """Reset the solutions to the state of new ones."""
-        if self._started:
-            return
-        with quiet_start(), quiet_calls():
-            for solution in self._solutions:
-                solution.reset()
-            self._wait_until_started()
-        self._started = True
-
-    def _wait_until_started(self) -> None:
-        """Wait until the graphs' threads have loaded their models and stop writing to stderr."""
-        for solution in self._solutions:
-            solution._graph.wait_until_idle()

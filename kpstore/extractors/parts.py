@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
-from kpstore.extractors.mediapipe import FoundParts, MediapipeExtractor, check_options, pose_model
+from kpstore.extractors.handedness import Hand, Handedness, assign_hands
+from kpstore.extractors.mediapipe import FoundParts, check_options, pose_model
+from kpstore.extractors.mediapipe_extractor import MediapipeExtractor
+from kpstore.extractors.solutions_engine import SolutionsEngine
+from kpstore.extractors.torch_engine import PartsEngine, TorchOptions
 from kpstore.options import WHAT, Option
-
-Handedness = Literal["subject", "legacy"]
-
-
-@dataclass(frozen=True)
-class Hand:
-    """One hand that MediaPipe found.
-
-    Parameters
-    ----------
-    label : ``"Left"`` or ``"Right"``, which MediaPipe means for a mirrored picture.
-    score : MediaPipe's confidence in the label, 0.5 to 1.
-    landmarks : list of 21 landmarks.
-    """
-
-    label: str
-    score: float
-    landmarks: Any
-
-
-def assign_hands(hands: Sequence[Hand], handedness: Handedness) -> tuple[Any, Any]:
-    """Return the landmarks of the left and the right hand; None if a hand was not found.
-
-    Parameters
-    ----------
-    hands : at most two, in the order in which MediaPipe returns them.
-    handedness : ``"subject"`` swaps MediaPipe's labels, which are for a mirrored picture: its
-        'Right' is the subject's left hand in a photograph. Of two hands with the same label, the
-        one with the higher score (the first of equals) keeps the side, and the other gets the free
-        side. ``"legacy"`` is the rule of users' existing files: the first hand is the right one,
-        the second the left one, whatever the labels.
-    """
-    if handedness == "legacy":
-        landmarks = [hand.landmarks for hand in hands] + [None, None]
-        return landmarks[1], landmarks[0]
-    sides: dict[str, Any] = {}
-    for hand in sorted(hands, key=lambda hand: -hand.score):
-        side, other = ("left", "right") if hand.label == "Right" else ("right", "left")
-        sides.setdefault(side if side not in sides else other, hand.landmarks)
-    return sides.get("left"), sides.get("right")
+from kpstore.schema.feature import FeatureSpec
+from kpstore.schema.layout import FaceList
 
 
 @dataclass(kw_only=True)
@@ -64,11 +29,12 @@ class PartsExtractor(MediapipeExtractor):
 
     Parameters
     ----------
-    handedness : how to tell the left from the right hand, see :func:`assign_hands`; ``"legacy"`` as
-        in users' existing files.
-    face_list, min_detection_confidence, model_complexity : see :class:`MediapipeExtractor`. Users'
-        existing files were made with ``model_complexity=2``, whose model is not in MediaPipe's
-        wheel.
+    handedness : how to tell the left from the right hand, see
+        :func:`~kpstore.extractors.handedness.assign_hands`; ``"legacy"`` as in users' existing
+        files.
+    face_list, min_detection_confidence, model_complexity, engine, models, rows_per_call, precision
+        : see :class:`~kpstore.extractors.mediapipe_extractor.MediapipeExtractor`. Users' existing
+        files were made with ``model_complexity=2``, whose model is not in MediaPipe's wheel.
     """
 
     handedness: Annotated[Handedness, Option("How to tell left from right hands.", panel=WHAT)] = (
@@ -109,20 +75,56 @@ class PartsExtractor(MediapipeExtractor):
         # made with MediaPipe's 0.5.
         return {
             "min_detection_confidence": float(self.min_detection_confidence),
-            "min_tracking_confidence": 0.5,
+            "min_tracking_confidence": self._least_tracking,
         }
 
+    def _in_mediapipe(self, models: tuple[str, ...]) -> SolutionsEngine:
+        return _PartsSolutions(
+            self._spec,
+            self._faces,
+            models,
+            self._confidences(),
+            model_complexity=self.model_complexity,
+            handedness=self.handedness,
+        )
+
+    def _in_torch(self, options: TorchOptions) -> PartsEngine:
+        return PartsEngine(self._spec, self._faces, options, handedness=self.handedness)
+
+
+class _PartsSolutions(SolutionsEngine):
+    """MediaPipe's own FaceMesh, Hands and Pose."""
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        face_list: FaceList,
+        models: tuple[str, ...],
+        confidences: dict[str, float],
+        *,
+        model_complexity: int,
+        handedness: Handedness,
+    ) -> None:
+        super().__init__(spec, face_list, models)
+        self._shared = {"static_image_mode": True, **confidences}
+        self._model_complexity = model_complexity
+        self._handedness: Handedness = handedness
+
     def _build(self, solutions: ModuleType) -> tuple[Any, ...]:
-        shared = {"static_image_mode": True, **self._confidences()}
+        shared = self._shared
         return (
             solutions.face_mesh.FaceMesh(refine_landmarks=True, max_num_faces=1, **shared),
             solutions.hands.Hands(max_num_hands=2, model_complexity=1, **shared),
-            solutions.pose.Pose(model_complexity=self.model_complexity, **shared),
+            solutions.pose.Pose(model_complexity=self._model_complexity, **shared),
         )
+
+    def start_video(self) -> None:
+        """Do nothing: frames do not depend on each other."""
+        self._require_open()
 
     def _find(self, image: NDArray[np.uint8]) -> FoundParts:
         faces, hands, pose = self._process(image)
-        left, right = assign_hands(_hands(hands), self.handedness)
+        left, right = assign_hands(_hands(hands), self._handedness)
         face = faces.multi_face_landmarks[0] if faces.multi_face_landmarks else None
         return FoundParts(face, left, right, pose.pose_landmarks)
 

@@ -25,60 +25,17 @@ from kpstore.errors import (
     UnsupportedError,
 )
 from kpstore.extractors.checkpoint_files import brief
+from kpstore.extractors.tflite_options import CUSTOM, OPTIONS
 
 MOST_FILE_BYTES = 256 * 2**20
-"""Of a model; those of Holistic have at most 6 MiB."""
+"""Of a model; those of MediaPipe have at most 26 MiB."""
 MOST_ITEMS = 10_000
 """Tensors, and operations, of a model; those of MediaPipe have at most some hundreds."""
 MOST_RESULT_BYTES = 512 * 2**20
 """Of all results of operations for one picture; MediaPipe's pose model makes 63 MiB."""
 _IDENTIFIER = b"TFL3"
 
-_CONVOLUTION = (
-    "DilationHFactor",
-    "DilationWFactor",
-    "FusedActivationFunction",
-    "Padding",
-    "StrideH",
-    "StrideW",
-)
-
-OPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "ADD": ("AddOptions", ("FusedActivationFunction",)),
-    "CONCATENATION": ("ConcatenationOptions", ("Axis", "FusedActivationFunction")),
-    "CONV_2D": ("Conv2DOptions", _CONVOLUTION),
-    "DENSIFY": ("", ()),
-    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", ("DepthMultiplier", *_CONVOLUTION)),
-    "DEPTH_TO_SPACE": ("DepthToSpaceOptions", ("BlockSize",)),
-    "DEQUANTIZE": ("", ()),
-    "FULLY_CONNECTED": (
-        "FullyConnectedOptions",
-        ("FusedActivationFunction", "KeepNumDims", "WeightsFormat"),
-    ),
-    "LOGISTIC": ("", ()),
-    "MAX_POOL_2D": (
-        "Pool2DOptions",
-        (
-            "FilterHeight",
-            "FilterWidth",
-            "FusedActivationFunction",
-            "Padding",
-            "StrideH",
-            "StrideW",
-        ),
-    ),
-    "MEAN": ("ReducerOptions", ("KeepDims",)),
-    "PAD": ("", ()),
-    "PRELU": ("", ()),
-    "RELU": ("", ()),
-    "RESHAPE": ("", ()),
-    "RESIZE_BILINEAR": ("ResizeBilinearOptions", ("AlignCorners", "HalfPixelCenters")),
-    "STRIDED_SLICE": (
-        "StridedSliceOptions",
-        ("BeginMask", "EllipsisMask", "EndMask", "NewAxisMask", "ShrinkAxisMask"),
-    ),
-}
-"""The operations that are known, with the table of their options and the options in it."""
+_CUSTOM_VERSION = 2
 _WEIGHTS_ALONE = ("DENSIFY", "DEQUANTIZE")
 """Operations that unpack weights; they are done once, when a file is read."""
 
@@ -91,13 +48,13 @@ class Operation:
     ----------
     name : as TensorFlow Lite calls it, such as ``"CONV_2D"``.
     inputs, output : numbers of tensors; an input of -1 is left out.
-    options : by TensorFlow Lite's name.
+    options : by TensorFlow Lite's name; numbers, and lists of them.
     """
 
     name: str
     inputs: tuple[int, ...]
     output: int
-    options: Mapping[str, int]
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -227,7 +184,7 @@ class _Reader:
 
     def _operation(self, stored: Any, results: list[int]) -> Operation:
         code = self._model.OperatorCodes(self._place(stored.OpcodeIndex()))
-        name = self._name(code.BuiltinCode())
+        name = self._name(code)
         if len(results) != 1 or stored.IntermediatesLength():
             raise self._unsupported(f"has a {name} with {len(results)} results")
         inputs = self._known(_numbers(stored.InputsAsNumpy()), optional=True)
@@ -239,14 +196,21 @@ class _Reader:
             raise ValueError(f"operation code {number} of {count}")
         return number
 
-    def _name(self, code: int) -> str:
-        words = vars(self._schema.BuiltinOperator)
-        name = next((word for word, number in words.items() if number == code), f"{code}")
+    def _name(self, code: Any) -> str:
+        number, words = code.BuiltinCode(), vars(self._schema.BuiltinOperator)
+        if number == words["CUSTOM"]:
+            name, version = (code.CustomCode() or b"").decode(errors="replace"), code.Version()
+            if name in CUSTOM and version == _CUSTOM_VERSION:
+                return name
+            raise self._unsupported(f"holds version {version} of the operation {name[:40]!r}")
+        name = next((word for word, known in words.items() if known == number), f"{number}")
         if name not in OPTIONS:
             raise self._unsupported(f"holds the operation {name}")
         return name
 
-    def _options(self, name: str, stored: Any) -> dict[str, int]:
+    def _options(self, name: str, stored: Any) -> dict[str, Any]:
+        if name in CUSTOM:
+            return self._custom_options(CUSTOM[name], stored)
         table, words = OPTIONS[name]
         if not table:
             return {}
@@ -257,6 +221,22 @@ class _Reader:
         options = getattr(self._schema, table)()
         options.Init(packed.Bytes, packed.Pos)
         return {word: int(getattr(options, word)()) for word in words}
+
+    def _custom_options(self, words: tuple[str, ...], stored: Any) -> dict[str, Any]:
+        if not words:
+            return {}
+        from flatbuffers import flexbuffers  # which the package tflite needs
+
+        found = flexbuffers.GetRoot(stored.CustomOptionsAsNumpy().tobytes()).AsMap
+        return {word: self._custom_option(found[word]) for word in words}
+
+    def _custom_option(self, stored: Any) -> int | float | list[int]:
+        if stored.IsInt:
+            return int(stored.AsInt)
+        if stored.IsFloat:
+            return float(stored.AsFloat)
+        numbers = stored.AsTypedVector
+        return [int(numbers[place].AsInt) for place in range(self._few(len(numbers)))]
 
     def _check_order(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kpstore.errors import DAMAGE, InvalidError, KpstoreError, UnsupportedError
 from kpstore.extractors.checkpoint_files import brief
+from kpstore.extractors.tflite_attention import LandmarksToMatrix
 from kpstore.extractors.tflite_file import Operation, TfliteGraph, read_tflite
 from kpstore.extractors.tflite_operations import Convolution, build
 from kpstore.extractors.tflite_shapes import check_shapes
@@ -30,7 +31,7 @@ def load_tflite(path: Path, outputs: tuple[int, ...] | None = None) -> TfliteNet
     NotFoundError
         If the file does not exist.
     UnsupportedError
-        If it holds something that does not occur in the models of MediaPipe's Holistic.
+        If it holds something that does not occur in the models of MediaPipe that kpstore runs.
     """
     graph = read_tflite(path, outputs)
     try:
@@ -91,6 +92,11 @@ class TfliteNetwork(nn.Module):
             for number in freed:
                 del made[number]
         return made
+
+    @property
+    def parts(self) -> list[LandmarksToMatrix]:
+        """Parts of a face that the network looks at again, in its order."""
+        return [one for one in self._operations if isinstance(one, LandmarksToMatrix)]
 
     def pack(self, rows: int) -> None:
         """Make calls of a number of rows quicker on a CPU; others stay possible.

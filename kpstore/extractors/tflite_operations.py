@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kpstore.errors import UnsupportedError
-from kpstore.extractors.tflite_shapes import SAME, Weights, slices_of
+from kpstore.extractors.elementwise import sigmoid
+from kpstore.extractors.tflite_attention import CutOut, LandmarksToMatrix, PointsBack
+from kpstore.extractors.tflite_shapes import SAME, Options, Weights, slices_of
 
 PLAIN, RELU, RELU6 = 0, 1, 3
 """Numbers of TensorFlow Lite's fused activations."""
 VALID = 1
 """Number of TensorFlow Lite's padding ``VALID``."""
-_VECTOR = 64
-"""More numbers than any CPU's vector instructions take at once; a power of two."""
 _HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 """Whether torch has what its compiler calls for convolutions on a CPU; not on all processors."""
 _ONEDNN_ACTIVATIONS: Mapping[int, tuple[str, list[float]]] = {
@@ -33,28 +33,6 @@ _ONEDNN_ACTIVATIONS: Mapping[int, tuple[str, list[float]]] = {
 }
 
 Sizes = tuple[int, int]
-
-
-def position_free(function: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
-    """Apply a function to each number so that its bits depend on that number alone.
-
-    On a CPU torch takes numbers in vectors, and what is left at the end one by one, by another
-    routine with other last bits for exponentials and angles. Here nothing is left at the end.
-
-    Parameters
-    ----------
-    numbers : as many tensors, all of one shape, as the function takes.
-    """
-    shape = numbers[0].shape
-    count = numbers[0].numel()
-    # In memory of their own, since torch takes numbers that are not side by side one by one too.
-    flat = [functional.pad(one.reshape(-1), (0, -count % _VECTOR)).contiguous() for one in numbers]
-    return function(*flat)[:count].reshape(shape)
-
-
-def sigmoid(numbers: Tensor) -> Tensor:
-    """Return logistic values whose bits do not depend on where a number stands."""
-    return position_free(torch.sigmoid, numbers)
 
 
 def picture_order(values: Tensor) -> Tensor:
@@ -84,9 +62,7 @@ def _activated(values: Tensor, activation: int) -> Tensor:
 class Convolution(nn.Module):
     """CONV_2D and DEPTHWISE_CONV_2D; weights (out, in, height, width)."""
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, *, groups: int, options: Mapping[str, int]
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, *, groups: int, options: Options) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
@@ -176,7 +152,7 @@ class ParametricRelu(nn.Module):
 class MaximumPool(nn.Module):
     """MAX_POOL_2D."""
 
-    def __init__(self, options: Mapping[str, int]) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__()
         self.kernel = (options["FilterHeight"], options["FilterWidth"])
         self.stride = (options["StrideH"], options["StrideW"])
@@ -262,6 +238,19 @@ class Concatenate(nn.Module):
         return torch.cat(values, self.axis)
 
 
+class Multiply(nn.Module):
+    """MUL by numbers of the file, of values that are no pictures."""
+
+    def __init__(self, factor: Tensor, activation: int) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor)
+        self.activation = activation
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return values times a factor, one for all or one for each."""
+        return _activated(values * cast("Tensor", self.factor), self.activation)
+
+
 class Slice(nn.Module):
     """STRIDED_SLICE of pictures, (height, width, channels)."""
 
@@ -287,9 +276,7 @@ class Apply(nn.Module):
         return _activated(self.function(*values), self.activation)
 
 
-def build(
-    name: str, options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]
-) -> nn.Module:
+def build(name: str, options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     """Return the module for an operation.
 
     Parameters
@@ -306,7 +293,7 @@ def build(
     return _BUILDERS[name](options, weights, shape)
 
 
-def _refuse_options(name: str, options: Mapping[str, int]) -> None:
+def _refuse_options(name: str, options: Options) -> None:
     fixed = {
         "DepthMultiplier": (1,),
         "DilationHFactor": (1,),
@@ -337,37 +324,44 @@ def _tensor(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _convolution(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _convolution(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     kernel, bias = weights
     # (out, height, width, in) seen as (out, in, height, width): torch's channels_last.
     weight = _tensor(kernel).permute(0, 3, 1, 2)
     return Convolution(weight, _tensor(bias), groups=1, options=options)
 
 
-def _depthwise(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _depthwise(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     kernel, bias = weights
     weight = _tensor(kernel).permute(3, 0, 1, 2).contiguous()
     return Convolution(weight, _tensor(bias), groups=weight.shape[0], options=options)
 
 
-def _linear(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _linear(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     weight, bias = weights
     return Linear(_tensor(weight), _tensor(bias))
 
 
-def _prelu(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _prelu(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     (slopes,) = weights
     return ParametricRelu(_tensor(slopes.reshape(-1)))
 
 
-def _mean(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _mean(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     (axes,) = weights
     if axes.ravel().tolist() != [1, 2]:
         raise _unknown("MEAN", f"axes {axes.ravel().tolist()}")
     return Apply(lambda maps: maps.mean((2, 3)))
 
 
-def _pad(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _multiply(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+    (factor,) = weights
+    if len(shape) == 4:
+        raise _unknown("MUL", f"a result {shape}")
+    return Multiply(_tensor(factor), options["FusedActivationFunction"])
+
+
+def _pad(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     (padding,) = weights
     row, height, width, channels = padding.tolist()
     if row != [0, 0] or padding.min() < 0:
@@ -375,7 +369,7 @@ def _pad(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -
     return Pad((*channels, *width, *height))
 
 
-def _resize(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _resize(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     (size,) = weights
     height, width = size.tolist()
     if not options["AlignCorners"] and not options["HalfPixelCenters"]:
@@ -383,22 +377,20 @@ def _resize(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]
     return Resize((height, width), align_corners=bool(options["AlignCorners"]))
 
 
-def _concatenation(
-    options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]
-) -> nn.Module:
+def _concatenation(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     if weights or len(shape) == 4 or options["Axis"] not in range(1, len(shape)):
         raise _unknown("CONCATENATION", f"axis {options['Axis']} of a result {shape}")
     return Concatenate(options["Axis"])
 
 
-def _slice(options: Mapping[str, int], weights: Weights, shape: tuple[int, ...]) -> nn.Module:
+def _slice(options: Options, weights: Weights, shape: tuple[int, ...]) -> nn.Module:
     slices = slices_of(options, weights)
     if len(slices) != 4 or any(one.step < 1 for one in slices):
         raise _unknown("STRIDED_SLICE", f"{slices}")
     return Slice(tuple(slices[1:]))
 
 
-_Builder = Callable[[Mapping[str, int], Weights, tuple[int, ...]], nn.Module]
+_Builder = Callable[[Options, Weights, tuple[int, ...]], nn.Module]
 _BUILDERS: Mapping[str, _Builder] = {
     "ADD": lambda options, weights, shape: Apply(torch.add, options["FusedActivationFunction"]),
     "CONCATENATION": _concatenation,
@@ -406,13 +398,17 @@ _BUILDERS: Mapping[str, _Builder] = {
     "DEPTHWISE_CONV_2D": _depthwise,
     "DEPTH_TO_SPACE": lambda options, weights, shape: DepthToSpace(options["BlockSize"]),
     "FULLY_CONNECTED": _linear,
+    "Landmarks2TransformMatrix": lambda options, weights, shape: LandmarksToMatrix(options),
     "LOGISTIC": lambda options, weights, shape: Apply(sigmoid),
     "MAX_POOL_2D": lambda options, weights, shape: MaximumPool(options),
     "MEAN": _mean,
+    "MUL": _multiply,
     "PAD": _pad,
     "PRELU": _prelu,
     "RELU": lambda options, weights, shape: Apply(torch.relu),
     "RESHAPE": lambda options, weights, shape: Reshape(shape[1:]),
     "RESIZE_BILINEAR": _resize,
     "STRIDED_SLICE": _slice,
+    "TransformLandmarks": lambda options, weights, shape: PointsBack(),
+    "TransformTensorBilinear": lambda options, weights, shape: CutOut(*shape[1:3]),
 }

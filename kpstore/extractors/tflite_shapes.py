@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kpstore.extractors.tflite_file import Operation, TfliteGraph
 
 Shape = tuple[int, ...]
-Options = Mapping[str, int]
+Options = Mapping[str, Any]
 Weights = list[NDArray[Any]]
 
 SAME = 0
@@ -167,6 +167,35 @@ def slices_of(options: Options, weights: Weights) -> list[slice]:
     ]
 
 
+def _multiplied(options: Options, shapes: list[Shape], weights: Weights) -> Shape:
+    (shape,), (factor,) = shapes, weights
+    if factor.size != 1:
+        same_size(factor.shape, shape)
+    return shape
+
+
+def _matrix(options: Options, shapes: list[Shape], weights: Weights) -> Shape:
+    ((_, count, numbers),) = shapes
+    used = [options["left_rotation_idx"], options["right_rotation_idx"], *options["subset_idxs"]]
+    if numbers != 3 or len(used) == 2 or not all(0 <= point < count for point in used):
+        raise ValueError(f"points {min(used)} to {max(used)} of {count}")
+    if min(options[word] for word in ("output_height", "output_width", "scale_x", "scale_y")) <= 0:
+        raise ValueError("a part of no size")
+    return (1, 4, 4)
+
+
+def _cut_out(options: Options, shapes: list[Shape], weights: Weights) -> Shape:
+    (rows, _, _, channels), matrix = shapes
+    same_size(matrix, (1, 4, 4))
+    return (rows, options["output_height"], options["output_width"], channels)
+
+
+def _points_back(options: Options, shapes: list[Shape], weights: Weights) -> Shape:
+    points, matrix = shapes
+    same_size((matrix, len(points), points[-1] in (2, 3)), ((1, 4, 4), 3, True))
+    return points
+
+
 _SHAPES: Mapping[str, Callable[[Options, list[Shape], Weights], Shape]] = {
     "ADD": _sum,
     "CONCATENATION": _joined,
@@ -176,10 +205,14 @@ _SHAPES: Mapping[str, Callable[[Options, list[Shape], Weights], Shape]] = {
     "FULLY_CONNECTED": _connected,
     "LOGISTIC": _unchanged,
     "MAX_POOL_2D": _pooled,
+    "Landmarks2TransformMatrix": _matrix,
     "MEAN": _mean,
+    "MUL": _multiplied,
     "PAD": _padded,
     "PRELU": _prelu,
     "RELU": _unchanged,
     "RESIZE_BILINEAR": _resized,
     "STRIDED_SLICE": _sliced,
+    "TransformLandmarks": _points_back,
+    "TransformTensorBilinear": _cut_out,
 }

@@ -181,7 +181,9 @@ def _stage_graph(kind, model, outputs):
         ranges = " ".join(f"ranges {{ begin: {n} end: {n + 1} }}" for n in range(outputs))
         streams = " ".join(f'output_stream: "one{n}"' for n in range(outputs))
         text += f"""
-        node {{ calculator: "InferenceCalculator"
+        node {{ calculator: "TfLiteCustomOpResolverCalculator"
+          output_side_packet: "OP_RESOLVER:resolver" }}
+        node {{ calculator: "InferenceCalculator" input_side_packet: "OP_RESOLVER:resolver"
           input_stream: "TENSORS:tensor" output_stream: "TENSORS:all"
           options {{ [mediapipe.InferenceCalculatorOptions.ext] {{
             model_path: "mediapipe/modules/{model}" delegate {{ xnnpack {{}} }} }} }} }}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 import kpstore
 from kpstore.errors import ExtractorError, InvalidError, MismatchError, NotFoundError
-from kpstore.extractors import holistic
+from kpstore.extractors import mediapipe_extractor
 from kpstore.extractors.holistic import HolisticExtractor
-from kpstore.extractors.holistic_engine import HolisticEngine
-from kpstore.extractors.holistic_models import ALL_MODELS
-from kpstore.extractors.holistic_torch import HolisticRows, HolisticTorch
+from kpstore.extractors.holistic_torch import HolisticTorch
+from kpstore.extractors.mediapipe_models import HolisticModels
+from kpstore.extractors.mediapipe_torch import FoundRows
+from kpstore.extractors.torch_engine import HolisticEngine, engine_of
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.schema.index import VideoRecord
@@ -127,16 +128,12 @@ def test_a_new_feature_is_made_in_torch_where_there_are_gpus(
     assert (extractor.videos_at_once, extractor.settled) == (64, False)
     extractor.keep(16)
     assert extractor.recipe["parameters"]["rows_per_call"] == extractor.videos_at_once == 16
-    for options, reason in (
-        ({"mode": "video"}, "has mode='image' only"),
-        ({"model_complexity": 2}, "has the pose model of model_complexity=1 only"),
-    ):
-        (note,) = HolisticExtractor(**options).settle({}, "cuda")
-        assert note.startswith("MediaPipe computes on CPUs, not on the GPUs of this run")
-        assert reason in note
-        with pytest.raises(InvalidError, match=reason):
-            HolisticExtractor(engine="torch", **options)
-    monkeypatch.setattr(holistic, "missing_for_torch", lambda: "tflite is not installed")
+    (note,) = HolisticExtractor(mode="video").settle({}, "cuda")
+    assert note.startswith("MediaPipe computes on CPUs, not on the GPUs of this run")
+    assert "has mode='image' only" in note
+    with pytest.raises(InvalidError, match="has mode='image' only"):
+        HolisticExtractor(engine="torch", mode="video")
+    monkeypatch.setattr(mediapipe_extractor, "missing_for_torch", lambda: "tflite is not installed")
     (note,) = HolisticExtractor().settle({}, "cuda")
     assert "tflite is not installed" in note
 
@@ -145,7 +142,7 @@ def test_an_extractor_that_was_used_for_another_store_chooses_anew() -> None:
     extractor = HolisticExtractor()
     for device, engine in (("cuda", "torch"), ("cpu", "mediapipe"), ("cuda", "torch")):
         extractor.settle({}, device)
-        assert holistic.engine_of(extractor.recipe) == engine
+        assert engine_of(extractor.recipe) == engine
 
 
 def test_options_of_the_other_engine_are_not_ignored_in_silence() -> None:
@@ -179,7 +176,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: s
 
 def test_the_provenance_is_of_the_models_that_are_loaded_and_needs_neither_library() -> None:
     made = HolisticExtractor(engine="torch").recipe["models"]
-    assert set(made) == {Path(model.file).name for model in ALL_MODELS}
+    assert set(made) == {Path(model.file).name for model in HolisticModels().children()}
     code = (
         "import sys\n"
         "from kpstore.extractors.holistic import HolisticExtractor\n"
@@ -195,7 +192,7 @@ def test_lack_of_memory_lowers_rows_of_a_call_or_names_the_videos_at_once(
 ) -> None:
     sizes = []
 
-    def step(self: HolisticTorch, images: list[Any]) -> HolisticRows:
+    def step(self: HolisticTorch, images: list[Any]) -> FoundRows:
         sizes.append((self.rows, self.rows_per_call))
         if len(images) > 1:
             raise RuntimeError("CUDA out of memory")
@@ -207,7 +204,7 @@ def test_lack_of_memory_lowers_rows_of_a_call_or_names_the_videos_at_once(
     monkeypatch.setattr(HolisticEngine, "default_at_once", {"cpu": 2, "cuda": 2})
     extractor = HolisticExtractor(engine="torch", precision="bf16", batch_videos=asked)
     extractor.settle({}, "cpu")
-    extractor._torch._settled = False  # type: ignore[union-attr]
+    extractor._engine._settled = False  # type: ignore[union-attr]
     if asked:
         with pytest.raises(ExtractorError, match=r"give fewer: --set batch_videos=2 \(CUDA out"):
             extractor.open()
@@ -239,8 +236,7 @@ def test_numbers_that_are_not_finite_fail_their_frame_alone() -> None:
     extractor.open()
     for row in (0, 1):
         extractor.start_row(row)
-    assert extractor._torch is not None
-    pose = extractor._torch._model._models.pose
+    pose = cast("HolisticEngine", extractor._engine)._model._models.pose
     meant, calls = pose._meant, []
 
     def broken(*outputs: Any) -> Any:

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError
-from kpstore.extractors import holistic_regions as regions
 from kpstore.extractors import mediapipe
-from kpstore.extractors.holistic_crops import Frames, crop_matrices, pixel_regions, take_crops
-from kpstore.extractors.holistic_models import HandRecropModel, load_models
-from kpstore.extractors.holistic_points import projected, projected_keypoints, without_padding
-from kpstore.extractors.holistic_torch import WHOLE, HolisticTorch
+from kpstore.extractors import mediapipe_regions as regions
+from kpstore.extractors.holistic_torch import HolisticTorch
 from kpstore.extractors.mediapipe import models_folder
+from kpstore.extractors.mediapipe_crops import Frames, crop_matrices, pixel_regions, take_crops
+from kpstore.extractors.mediapipe_models import HandRecropModel, HolisticModels
+from kpstore.extractors.mediapipe_points import projected, projected_keypoints, without_padding
+from kpstore.extractors.mediapipe_torch import WHOLE
 from tests.extractors.mediapipe_oracles import POINTS, SIZE, Opened, moving_clip
 
 pytest.importorskip("mediapipe")
@@ -43,7 +44,7 @@ def oracle(clip):
 
 @pytest.fixture(scope="module")
 def models():
-    return load_models()
+    return HolisticModels()
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def pixels_between(found, wanted):
 def test_the_person_is_found_where_mediapipe_finds_it(looked, oracle):
     for number, one in enumerate(oracle):
         points, score, (_, sizes, _, padding) = looked("pose_detector", number, WHOLE)
-        rect = regions.pose_region(without_padding(points, padding), sizes)
+        rect = regions.pose_region(without_padding(points[:, 0, 2:], padding), sizes)
         assert score.item() >= 0.5
         assert np.abs(rect.numpy()[0] - one["roi_from_detection"]).max() * max(SIZE) < 2e-3
 
@@ -140,7 +141,7 @@ def test_faces_and_hands_are_found_where_mediapipe_finds_them(looked, oracle):
         points, _, (rects, sizes, pixels, _) = looked(
             "face_detector", number, one["face_roi_from_pose"]
         )
-        keypoints = projected_keypoints(points, pixels, rects[:, 4], sizes)
+        keypoints = projected_keypoints(points[:, 0, 2:], pixels, rects[:, 4], sizes)
         rect = regions.face_region_of_detection(keypoints, sizes)
         assert np.abs(rect.numpy()[0] - one["face_roi_from_detection"]).max() * max(SIZE) < 2e-3
         for side in ("left", "right"):
@@ -212,8 +213,8 @@ def test_bits_depend_neither_on_the_batch_nor_on_the_order(models, clip, found):
 def test_computing_all_rows_in_larger_calls_gives_the_same_bits_in_any_place(models, clip):
     images = [clip[0], clip[5], None, np.zeros((50, 60, 3), dtype=np.uint8)]
     options = {"rows": 4, "rows_per_call": 3}
-    present = HolisticTorch(load_models(), **options).step(images)
-    every = HolisticTorch(load_models(), **options, computed="all").step(images[::-1])
+    present = HolisticTorch(HolisticModels(), **options).step(images)
+    every = HolisticTorch(HolisticModels(), **options, computed="all").step(images[::-1])
     assert present.present.any(1).tolist() == [True, True, False, False]
     for number in range(4):
         assert_same_bits([row_of(every, 3 - number)], [row_of(present, number)])
@@ -247,14 +248,13 @@ def test_independent_frames_are_each_the_first_of_a_video(models, clip, found):
     assert_same_bits([row_of(rows, 0)], found[:1])
     assert not np.array_equal(rows.face[1], found[1]["face"])
     assert_same_bits([row_of(rows, 1)], steps(HolisticTorch(models, rows=1), [clip[1:2]])[0])
-    assert len(holistic.independent([])) == 0
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(clip, found):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        made = steps(HolisticTorch(load_models(), rows=1), [clip[:2]])[0]
+        made = steps(HolisticTorch(HolisticModels(), rows=1), [clip[:2]])[0]
     finally:
         torch.set_num_threads(before)
     assert_same_bits(made, found[:2])
@@ -285,7 +285,7 @@ def test_a_wrong_number_of_rows_or_images_is_refused(models, clip):
 
 def test_the_folder_of_models_may_be_another(tmp_path):
     with pytest.raises(NotFoundError, match=r"pose_detection\.tflite does not exist"):
-        load_models(tmp_path)
+        HolisticModels(tmp_path)
     other = models_folder() / "face_detection/face_detection_short_range.tflite"
     target = tmp_path / HandRecropModel.file
     target.parent.mkdir()
@@ -297,15 +297,15 @@ def test_the_folder_of_models_may_be_another(tmp_path):
 def test_without_mediapipe_its_extra_is_named(monkeypatch):
     monkeypatch.setattr(mediapipe.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "kpstore\[mediapipe\]"'):
-        load_models()
+        HolisticModels()
 
 
 def test_mediapipe_is_not_imported(clip):
     code = (
         "import sys, numpy as np\n"
-        "from kpstore.extractors.holistic_models import load_models\n"
+        "from kpstore.extractors.mediapipe_models import HolisticModels\n"
         "from kpstore.extractors.holistic_torch import HolisticTorch\n"
-        "HolisticTorch(load_models(), rows=1).step([np.zeros((60, 60, 3), np.uint8)])\n"
+        "HolisticTorch(HolisticModels(), rows=1).step([np.zeros((60, 60, 3), np.uint8)])\n"
         "assert not {'mediapipe', 'tensorflow', 'cv2', 'google.protobuf'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

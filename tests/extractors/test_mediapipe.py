@@ -15,9 +15,10 @@ from PIL import Image
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError, UnsupportedError
 from kpstore.extractors import mediapipe as shared
+from kpstore.extractors.handedness import Hand, assign_hands
 from kpstore.extractors.holistic import HolisticExtractor
 from kpstore.extractors.mediapipe import load_face_list, quiet_start, select_face
-from kpstore.extractors.parts import Hand, PartsExtractor, assign_hands
+from kpstore.extractors.parts import PartsExtractor
 from kpstore.schema.layout import FACE_LISTS, FaceList
 
 pytest.importorskip("mediapipe")
@@ -164,7 +165,7 @@ def test_a_graph_that_failed_is_built_anew(portrait, recipe):
     extractor = recipe()
     extractor.open()
     expected = extractor.rows([portrait])
-    extractor._solutions[0].close()
+    extractor._engine._solutions[0].close()
     with pytest.raises(ValueError, match="_graph is None"):
         extractor.rows([portrait])
     np.testing.assert_array_equal(extractor.rows([portrait]).values, expected.values)

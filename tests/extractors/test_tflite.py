@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from kpstore.errors import InvalidError, MissingExtraError, NotFoundError, UnsupportedError
-from kpstore.extractors.holistic_models import ALL_MODELS, HandRecropModel
+from kpstore.extractors.elementwise import position_free
 from kpstore.extractors.mediapipe import models_folder
+from kpstore.extractors.mediapipe_models import ALL_MODELS, HandRecropModel
 from kpstore.extractors.tflite_file import read_tflite
 from kpstore.extractors.tflite_network import load_tflite
-from kpstore.extractors.tflite_operations import position_free, same_padding
+from kpstore.extractors.tflite_operations import same_padding
 from tests.extractors.mediapipe_oracles import Stage, moving_clip
 from tests.extractors.tiny_tflite import sparse, tiny_model
 
@@ -27,7 +28,12 @@ CONV = {
     "DilationWFactor": 1,
     "FusedActivationFunction": 1,
 }
-N_OUTPUTS = {"pose_landmark_full": 5, "hand_recrop": 1, "hand_landmark_full": 4}
+N_OUTPUTS = {
+    "face_landmark_with_attention": 7,
+    "hand_landmark_full": 4,
+    "hand_recrop": 1,
+    "pose_landmark_full": 5,
+}
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from kpstore.extractors import holistic_regions as regions
-from kpstore.extractors.holistic_points import (
+from kpstore.extractors import mediapipe_regions as regions
+from kpstore.extractors.mediapipe_points import (
     HEAT_KERNEL,
     anchors,
-    best_detection,
+    best_detections,
     projected,
     refined,
+    repeated,
     without_padding,
 )
 from tests.extractors.mediapipe_oracles import SIZE, Opened, moving_clip
@@ -158,25 +159,39 @@ def test_angles_lie_between_minus_pi_and_pi():
 # -- detections ------------------------------------------------------------------------------------
 
 
-def detection(scores, boxes):
+def detections(scores, boxes, most=1):
     """The best of some boxes (x, y, width, height) with scores, in a crop of 100 pixels."""
     values = torch.tensor([[[*box, box[0], box[1]] for box in boxes]])
     logits = torch.logit(torch.tensor(scores, dtype=torch.float64)).float()[None, :, None]
-    return best_detection(values, logits, torch.zeros(len(boxes), 2), 100, 0.5)
+    return best_detections(values, logits, torch.zeros(len(boxes), 2), 100, 0.5, most)
 
 
-def test_the_best_detection_is_the_mean_of_boxes_that_overlap_it():
-    points, score = detection(
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_detection_is_the_mean_of_boxes_that_overlap_the_best_of_those_left(most):
+    points, scores = detections(
         [0.6, 0.9, 0.3, 0.8],
         [(14.0, 10, 40, 40), (10, 10, 40, 40), (10, 10, 40, 40), (80, 80, 10, 10)],
+        most,
     )
-    assert score.item() == pytest.approx(0.9)
+    np.testing.assert_allclose(scores[0], [0.9, 0.8, 0][:most], rtol=1e-6)
     x = (0.6 * 0.14 + 0.9 * 0.1) / 1.5
-    np.testing.assert_allclose(points[0, 0].numpy(), [x, 0.1], rtol=1e-5)
+    expected = [
+        [[x - 0.2, -0.1], [x + 0.2, 0.3], [x, 0.1]],
+        [[0.75, 0.75], [0.85, 0.85], [0.8] * 2],
+    ]
+    np.testing.assert_allclose(points[0, :2], expected[:most], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"), [((0.5, 0.5, 0.2, 0.2), True), ((0.57, 0.5, 0.2, 0.2), False)]
+)
+def test_regions_that_overlap_show_the_same_hand(other, expected):
+    rects = torch.tensor([[(0.5, 0.5, 0.2, 0.2, 0.0), (*other, 1.0)]])
+    assert repeated(rects).tolist() == [expected]
 
 
 def test_a_score_that_just_suffices_counts():
-    _, score = best_detection(
+    _, score = best_detections(
         torch.tensor([[[10.0, 10, 4, 4, 10, 10]]]),
         torch.zeros(1, 1, 1),
         torch.zeros(1, 2),
@@ -184,12 +199,12 @@ def test_a_score_that_just_suffices_counts():
         0.5,
     )
     assert score.item() == 0.5
-    _, score = detection([0.49], [(10.0, 10, 4, 4)])
+    _, score = detections([0.49], [(10.0, 10, 4, 4)])
     assert score.item() == 0
 
 
 def test_a_box_of_negative_size_is_no_detection():
-    _, score = detection([0.9], [(10.0, 10, -4, 4)])
+    _, score = detections([0.9], [(10.0, 10, -4, 4)])
     assert score.item() == 0
 
 

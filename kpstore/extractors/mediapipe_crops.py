@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kpstore.errors import InvalidError
-from kpstore.extractors.tflite_operations import position_free
+from kpstore.extractors.elementwise import position_free
 
 MOST_PIXELS = 2**31 - 1
 """Of all frames of a batch: places in it are int32."""
@@ -108,7 +108,7 @@ def pixel_regions(rects: Tensor, sizes: Tensor, kind: CropKind) -> tuple[Tensor,
 
     Parameters
     ----------
-    rects : (rows, 5) float32; see :mod:`kpstore.extractors.holistic_regions`.
+    rects : (rows, 5) float32; see :mod:`kpstore.extractors.mediapipe_regions`.
     sizes : (rows, 2) float32, width and height of each row's frame.
 
     Returns

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kpstore.extractors.holistic_regions import cosine, sine
-from kpstore.extractors.tflite_operations import sigmoid
+from kpstore.extractors.elementwise import sigmoid
+from kpstore.extractors.mediapipe_regions import cosine, sine
 
 HEAT_KERNEL = 9
 """Width of the window in a heat map. The graph of MediaPipe says 7, but its Python package drops
@@ -23,6 +23,8 @@ HEAT_LEAST = 0.5
 _MOST_LOGIT = 100.0
 _SAME_BOX = 0.3
 """Overlap from which two boxes show the same thing."""
+_SAME_REGION = 0.5
+"""The same for regions of hands."""
 _PER_LAYER = 2
 
 
@@ -42,14 +44,14 @@ def anchors(side: int, strides: Sequence[int]) -> Tensor:
     return torch.cat(found)
 
 
-def best_detection(
-    boxes: Tensor, logits: Tensor, centres: Tensor, side: int, least: float
+def best_detections(
+    boxes: Tensor, logits: Tensor, centres: Tensor, side: int, least: float, most: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return the keypoints and the score of the best detection of each row.
+    """Return the best detections of each row.
 
-    From TensorsToDetectionsCalculator and NonMaxSuppressionCalculator (``WEIGHTED``), of which
-    Holistic uses the first result alone: the mean, weighted by score, of all boxes that overlap the
-    best one.
+    From TensorsToDetectionsCalculator and NonMaxSuppressionCalculator (``WEIGHTED``): a detection
+    is the mean, weighted by score, of all boxes that overlap the best one; the next is made of the
+    others.
 
     Parameters
     ----------
@@ -57,11 +59,13 @@ def best_detection(
     logits : (rows, anchors, 1).
     centres : of :func:`anchors`.
     least : score from which on a box counts.
+    most : number of detections.
 
     Returns
     -------
     tuple of Tensor
-        (rows, keypoints, 2) as fractions of the crop, and (rows,); 0 where nothing was detected.
+        (rows, most, 2 + keypoints, 2), the least and the greatest corner of the box, then the
+        keypoints, as fractions of the crop; and scores (rows, most), 0 where nothing was detected.
     """
     scores = sigmoid(logits[..., 0].clamp(-_MOST_LOGIT, _MOST_LOGIT))
     pairs = boxes.reshape(*boxes.shape[:2], -1, 2) / side
@@ -70,17 +74,41 @@ def best_detection(
     extent = high - low
     counts = (scores >= least) & (extent >= 0).all(2)
     scores = torch.where(counts, scores, 0.0)
-    best, at = scores.max(1, keepdim=True)
-    at = at[:, :, None].expand(-1, -1, 2)
-    best_low, best_high = low.gather(1, at), high.gather(1, at)
-    overlap = torch.minimum(high, best_high) - torch.maximum(low, best_low)
-    both = overlap.clamp(min=0).prod(2)
-    either = extent.prod(2) + (best_high - best_low).prod(2) - both
-    weights = torch.where(both > _SAME_BOX * either, scores, 0.0)
-    total = weights.sum(1).clamp(min=1e-30)
     keypoints = pairs[:, :, 2:] + centres[:, None]
-    mean = (keypoints * weights[:, :, None, None]).sum(1) / total[:, None, None]
-    return mean, best[:, 0]
+    places = torch.cat([low[:, :, None], high[:, :, None], keypoints], 2)
+    found, bests = [], []
+    for _ in range(most):
+        best, at = scores.max(1, keepdim=True)
+        at = at[:, :, None].expand(-1, -1, 2)
+        same = _overlap(low, high, low.gather(1, at), high.gather(1, at), _SAME_BOX)
+        weights = torch.where(same, scores, 0.0)
+        total = weights.sum(1).clamp(min=1e-30)
+        found.append((places * weights[:, :, None, None]).sum(1) / total[:, None, None])
+        bests.append(best[:, 0])
+        scores = torch.where(same, 0.0, scores)
+    return torch.stack(found, 1), torch.stack(bests, 1)
+
+
+def _overlap(low: Tensor, high: Tensor, other_low: Tensor, other_high: Tensor, at: float) -> Tensor:
+    """Return which boxes (…, 2) share more than a fraction of what they cover together."""
+    shared = torch.minimum(high, other_high) - torch.maximum(low, other_low)
+    both = shared.clamp(min=0).prod(-1)
+    either = (high - low).prod(-1) + (other_high - other_low).prod(-1) - both
+    return both > at * either
+
+
+def repeated(rects: Tensor) -> Tensor:
+    """Return which first rects show what the second ones show, (rows,) bool.
+
+    From AssociationNormRectCalculator, which then keeps the second alone. Their rotation does not
+    count.
+
+    Parameters
+    ----------
+    rects : (rows, 2, 5).
+    """
+    low, high = (rects[..., :2] + sign * rects[..., 2:4] / 2 for sign in (-1, 1))
+    return _overlap(low[:, 0], high[:, 0], low[:, 1], high[:, 1], _SAME_REGION)
 
 
 def refined(points: Tensor, heat: Tensor) -> Tensor:
@@ -123,7 +151,7 @@ def without_padding(points: Tensor, padding: Tensor) -> Tensor:
     Parameters
     ----------
     points : (rows, points, 2 or more); a third number is a depth, others are kept.
-    padding : (rows, 2) of :func:`kpstore.extractors.holistic_crops.pixel_regions`.
+    padding : (rows, 2) of :func:`kpstore.extractors.mediapipe_crops.pixel_regions`.
     """
     used = 1 - 2 * padding
     xy = (points[..., :2] - padding[:, None]) / used[:, None]
@@ -161,7 +189,7 @@ def projected_keypoints(
     Parameters
     ----------
     keypoints : (rows, points, 2).
-    regions : (rows, 4) pixels of :func:`kpstore.extractors.holistic_crops.pixel_regions`.
+    regions : (rows, 4) pixels of :func:`kpstore.extractors.mediapipe_crops.pixel_regions`.
     """
     x, y, width, height = regions.unbind(1)
     cos, sin = cosine(rotation), sine(rotation)

@@ -1,4 +1,4 @@
-"""Regions of MediaPipe's Holistic: where the models look, from points that other models found.
+"""Regions of MediaPipe's graphs: where the models look, from points that other models found.
 
 Functions of many rows at once that compute as the C++ of MediaPipe 0.10.14 does, in float32 but for
 some steps in float64, in the same order. A **rect** is a row of five float32: centre, width and
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kpstore.extractors.holistic_crops import float32
-from kpstore.extractors.tflite_operations import position_free
+from kpstore.extractors.elementwise import position_free
+from kpstore.extractors.mediapipe_crops import float32
 
 FLOAT_MIN = 1.1754943508222875e-38
 """``std::numeric_limits<float>::min()``: MediaPipe begins its searches of a maximum here, not at
@@ -136,9 +136,25 @@ def around_keypoints(points: Tensor, sizes: Tensor, eyes: tuple[int, int]) -> Te
     return torch.cat([(low + high) / 2, high - low, _level(points, sizes, eyes)], 1)
 
 
-def _level(points: Tensor, sizes: Tensor, eyes: tuple[int, int]) -> Tensor:
+def around_box(
+    detections: Tensor, sizes: Tensor, ends: tuple[int, int], target: float = 0.0
+) -> Tensor:
+    """Return the rects of boxes, turned so that the line between two keypoints has an angle.
+
+    From DetectionsToRectsCalculator with ``USE_BOUNDING_BOX``, its default.
+
+    Parameters
+    ----------
+    detections : (rows, 2 + keypoints, 2), the box's least and greatest corner, then keypoints.
+    target : radians.
+    """
+    low, extent = detections[:, 0], detections[:, 1] - detections[:, 0]
+    return torch.cat([low + extent / 2, extent, _level(detections[:, 2:], sizes, ends, target)], 1)
+
+
+def _level(points: Tensor, sizes: Tensor, eyes: tuple[int, int], target: float = 0.0) -> Tensor:
     begin, end = (points[:, eye, :2] * sizes for eye in eyes)
-    return rotation_between(begin, end, 0.0)[:, None]
+    return rotation_between(begin, end, target)[:, None]
 
 
 def pose_region(keypoints: Tensor, sizes: Tensor) -> Tensor:
@@ -162,6 +178,19 @@ def face_region_of_detection(keypoints: Tensor, sizes: Tensor) -> Tensor:
 def face_region_of_landmarks(face: Tensor, sizes: Tensor) -> Tensor:
     """Return the rects of faces, from the last frame's 468 points (FaceLandmarksToRoi)."""
     return transformed(around_landmarks(face, sizes, (33, 263)), sizes, 1.5)
+
+
+def mesh_region_of_detection(detections: Tensor, sizes: Tensor) -> Tensor:
+    """Return the rects of faces for FaceMesh, from boxes (FaceDetectionFrontDetectionToRoi).
+
+    That graph has the name of Holistic's, which :func:`face_region_of_detection` is from.
+    """
+    return transformed(around_box(detections, sizes, (0, 1)), sizes, 1.5)
+
+
+def hand_region_of_palm(detections: Tensor, sizes: Tensor) -> Tensor:
+    """Return the rects of hands, from boxes of palms (PalmDetectionDetectionToRoi)."""
+    return transformed(around_box(detections, sizes, (0, 2), math.pi * 0.5), sizes, 2.6, -0.5)
 
 
 def hand_region_of_pose(points: Tensor, sizes: Tensor) -> Tensor:

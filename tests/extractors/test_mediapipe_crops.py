@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from kpstore.errors import InvalidError
-from kpstore.extractors import holistic_crops
-from kpstore.extractors.holistic_crops import (
+from kpstore.extractors import mediapipe_crops
+from kpstore.extractors.mediapipe_crops import (
     CropKind,
     Frames,
     crop_matrices,
     pixel_regions,
     take_crops,
 )
-from kpstore.extractors.holistic_models import ALL_MODELS
+from kpstore.extractors.mediapipe_models import ALL_MODELS
 from tests.extractors.mediapipe_oracles import Stage, moving_clip
 
 pytest.importorskip("mediapipe")
@@ -111,6 +111,6 @@ def test_frames_lie_one_after_another(images):
 
 
 def test_too_many_pixels_for_their_places_are_refused(images, monkeypatch):
-    monkeypatch.setattr(holistic_crops, "MOST_PIXELS", 1000)
+    monkeypatch.setattr(mediapipe_crops, "MOST_PIXELS", 1000)
     with pytest.raises(InvalidError, match="a batch has at most 1000; give fewer at once"):
         Frames.of(images)
