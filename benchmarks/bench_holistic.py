@@ -1,6 +1,7 @@
-"""How far Holistic in torch is from MediaPipe's, and how fast it is beside it.
+"""How far MediaPipe's recipes in torch are from MediaPipe, and how fast they are beside it.
 
-``python -m benchmarks.bench_holistic [--data FOLDER] [--frames 40] [--match NAME] [--sheet X.png]``
+``python -m benchmarks.bench_holistic [--recipe parts] [--data FOLDER] [--frames 40] [--match NAME]
+[--sheet X.png]``
 
 Clips are the videos and pictures of a folder, or, without one, pictures of the demo in which
 nobody shows hands. Each is processed in its own size and, if larger, in at most 210 x 260 with its
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +31,23 @@ from PIL import Image, ImageDraw
 
 from benchmarks import record
 from benchmarks.record import Table, short
-from kpstore.extractors.holistic_torch import HolisticTorch
-from kpstore.extractors.mediapipe import load_solutions, quiet_calls, quiet_start
-from kpstore.extractors.mediapipe_models import HolisticModels
+from kpstore.extractors.holistic import HolisticExtractor
+from kpstore.extractors.mediapipe import landmark_array
+from kpstore.extractors.mediapipe_extractor import MediapipeExtractor
 from kpstore.extractors.mediapipe_torch import FoundRows
+from kpstore.extractors.parts import PartsExtractor
+from kpstore.extractors.solutions_engine import SolutionsEngine
+from kpstore.extractors.torch_engine import TorchEngine
 from kpstore.render.skeleton import contact_sheet
 from kpstore.sources.demo import write_demo_dataset
 
 Frames = list[NDArray[np.uint8]]
 Found = dict[str, NDArray[np.float32] | None]
 
+RECIPES: dict[str, type[MediapipeExtractor]] = {
+    "holistic": HolisticExtractor,
+    "parts": PartsExtractor,
+}
 PARTS = ("pose", "face", "left_hand", "right_hand")
 SMALL = (210, 260)
 VIDEOS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
@@ -87,45 +95,38 @@ class _Compared:
 class _Mediapipe:
     """MediaPipe's own, and the time it takes."""
 
-    def __init__(self) -> None:
-        solutions = load_solutions()
-        with quiet_start(), quiet_calls():
-            self._holistic = solutions.holistic.Holistic(static_image_mode=True, model_complexity=1)
-            self._holistic._graph.wait_until_idle()
+    def __init__(self, recipe: str) -> None:
+        extractor = RECIPES[recipe](engine="mediapipe")
+        extractor.open()
+        self._engine = cast("SolutionsEngine", extractor._engine)
         self.seconds = 0.0
 
     def start(self) -> None:
-        with quiet_start(), quiet_calls():
-            self._holistic.reset()
-            self._holistic._graph.wait_until_idle()
+        self._engine.start_video()
 
     def frame(self, image: NDArray[np.uint8]) -> Found:
         began = time.perf_counter()
-        with quiet_calls():
-            found = self._holistic.process(image)
+        found = self._engine._find(image)
         self.seconds += time.perf_counter() - began
-        made: Found = {}
-        for part in PARTS:
-            points = getattr(found, f"{part}_landmarks")
-            made[part] = points and np.array(
-                [(point.x, point.y, point.z) for point in points.landmark], dtype=np.float32
-            )
-        return made
+        parts = {part: getattr(found, part) for part in PARTS}
+        return {part: points and landmark_array(points) for part, points in parts.items()}
 
 
 class _Torch:
     """Ours, one video at a time."""
 
-    def __init__(self) -> None:
-        self._holistic = HolisticTorch(HolisticModels(), rows=1)
+    def __init__(self, recipe: str) -> None:
+        extractor = RECIPES[recipe](engine="torch")
+        extractor.open()
+        self._engine = cast("TorchEngine", extractor._engine)
         self.seconds = 0.0
 
     def start(self) -> None:
-        self._holistic.start_video(0)
+        self._engine.start_video()
 
     def frame(self, image: NDArray[np.uint8]) -> Found:
         began = time.perf_counter()
-        rows = self._holistic.step([image])
+        rows = self._engine._found([image])
         self.seconds += time.perf_counter() - began
         return {part: _points(rows, part) for part in PARTS}
 
@@ -270,12 +271,12 @@ def _table(figures: dict[str, dict[str, dict[str, float]]]) -> Table:
 
 
 def run(
-    data: Path | None, *, frames: int, match: str, sheet: Path | None = None
+    data: Path | None, *, recipe: str, frames: int, match: str, sheet: Path | None = None
 ) -> tuple[dict[str, Any], dict[str, Table]]:
     """Compare all clips; return figures and tables, and draw the hardest frames."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    runs = (_Mediapipe(), _Mediapipe(), _Torch())
+    runs = (_Mediapipe(recipe), _Mediapipe(recipe), _Torch(recipe))
     for one in runs:  # the first frame takes longer
         one.frame(np.zeros((64, 64, 3), dtype=np.uint8))
         one.seconds = 0.0
@@ -314,12 +315,15 @@ def run(
 def main() -> None:
     """Run from the command line."""
     parser = record.parser(__doc__)
+    parser.add_argument("--recipe", choices=list(RECIPES), default="holistic")
     parser.add_argument("--data", type=Path, help="a folder of videos and pictures")
     parser.add_argument("--frames", type=int, default=40, help="most frames of a video")
     parser.add_argument("--match", default="", help="a part of the names of files to compare")
     parser.add_argument("--sheet", type=Path, help="draw the hardest frames into a PNG file")
     args: argparse.Namespace = parser.parse_args()
-    found, tables = run(args.data, frames=args.frames, match=args.match, sheet=args.sheet)
+    found, tables = run(
+        args.data, recipe=args.recipe, frames=args.frames, match=args.match, sheet=args.sheet
+    )
     record.finish(args, found, tables)
 
 
