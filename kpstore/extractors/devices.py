@@ -18,8 +18,7 @@ from kpstore.errors import UnsupportedError
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
-WithTf32 = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """TF32 is float32 of which a GPU multiplies ten bits; tensors stay float32."""
 StoredType = Literal["float32", "float16"]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from kpstore.errors import InvalidError
 from kpstore.extractors.base import Extracted, OneFeature, check_image
 from kpstore.extractors.checkpoint_files import differs
-from kpstore.extractors.devices import Precision, StoredType, find_device, reproducible, sent
+from kpstore.extractors.devices import Precision, StoredType, find_device, sent
 from kpstore.extractors.dinov2_models import PATCH, find_model
 from kpstore.extractors.dinov2_models import register_model as register_model
 from kpstore.extractors.dinov2_weights import Weights, find_weights, load_model
@@ -65,7 +65,8 @@ class Dinov2Extractor(OneFeature, TorchModel):
     weights : a folder of ``save_pretrained``, or facebookresearch's ``.pth`` file; by default
         those of the Hugging Face hub (``facebook/dinov2-base``, …), from its cache or the network.
     precision : of the model: ``"fp32"``, ``"bf16"`` (off by 2e-3 of a value) or ``"fp16"`` (by
-        3e-4; both measured with a ViT-S of random weights). Later steps are float32.
+        3e-4; both measured with a ViT-S of random weights); on GPUs also ``"tf32"``, which was not
+        measured. Later steps are float32.
     dtype : type of the stored values: ``"float16"`` halves the space at an error of at most 2e-4 of
         a value.
     positions : how the positions of 518-pixel models are resized for 224 pixels: ``"hub"`` as in
@@ -220,7 +221,7 @@ class Dinov2Extractor(OneFeature, TorchModel):
         mean, std = (
             torch.tensor(values, device=self._device).view(3, 1, 1) for values in (MEAN, STD)
         )
-        with torch.inference_mode(), reproducible(self._device):
+        with torch.inference_mode(), self._settings():
             inputs = batch.to(torch.float32).div(255).sub(mean).div(std)
             tokens = self._model(pixel_values=inputs.to(self._torch_type)).last_hidden_state
             values = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1, eps=1e-12)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kpstore.errors import InvalidError
 from kpstore.extractors.base import Extracted, is_whole
 from kpstore.extractors.checkpoint_files import differs
-from kpstore.extractors.devices import Precision, StoredType, find_device, reproducible, sent
+from kpstore.extractors.devices import Precision, StoredType, find_device, sent
 from kpstore.extractors.libraries import library_versions
 from kpstore.extractors.lip_weights import LipCheckpoint, load_network, read_lip_checkpoint
 from kpstore.extractors.torch_model import TorchModel, WeightsPath
@@ -60,7 +60,8 @@ class LipResnet18Extractor(TorchModel):
         for time): for models that were trained like that. Files that were computed in advance are
         ``"none"``.
     precision : of convolutions: ``"fp32"``, ``"bf16"`` (off by 3e-3) or ``"fp16"`` (by 5e-4; both
-        measured with random weights that give values up to 0.7); batch norm is float32.
+        measured with random weights that give values up to 0.7); on GPUs also ``"tf32"``, which was
+        not measured. Batch norm is float32.
     dtype : type of the stored values.
     batch_frames : number of frames at once, in pieces of 25 (rounded down), or one piece of fewer;
         recorded and kept once the feature is begun. 0 takes the recorded number, or for a new
@@ -252,7 +253,7 @@ class LipResnet18Extractor(TorchModel):
         import torch
 
         batch, known = sent(crops, self._device), sent(there, self._device)
-        with torch.inference_mode(), reproducible(self._device):
+        with torch.inference_mode(), self._settings():
             scaled = batch.to(torch.float32).div(255).sub(MEAN).div(STD)
             # Frames outside the video are 0 after scaling, not black.
             inputs = scaled * known[:, :, None, None]

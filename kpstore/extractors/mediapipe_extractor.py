@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError, MismatchError
 from kpstore.extractors.base import Extracted, OneFeature, is_whole, not_one_of
-from kpstore.extractors.devices import WithTf32
+from kpstore.extractors.devices import Precision
 from kpstore.extractors.mediapipe import load_face_list
 from kpstore.extractors.solutions_engine import SolutionsEngine
 from kpstore.extractors.torch_engine import (
@@ -70,7 +70,7 @@ class MediapipeExtractor(OneFeature):
         Option("Folder of MediaPipe's models, for the engine torch.", "DIR", kind=Path, panel=WHAT),
     ] = None
     rows_per_call: int = 0
-    precision: WithTf32 = "fp32"
+    precision: Precision = "fp32"
     _engine: SolutionsEngine | TorchEngine = field(init=False, repr=False, compare=False)
 
     n_mesh_points = 478
@@ -134,7 +134,7 @@ class MediapipeExtractor(OneFeature):
                 raise InvalidError(
                     f"{name}={number!r} is not a number from 0 (automatic) to {_MOST_ROWS}"
                 )
-        if problems := not_one_of(self, precision=WithTf32):
+        if problems := not_one_of(self, precision=Precision):
             raise InvalidError(f"{self._recipe()[0]}: {problems[0]}")
         if self.engine == "torch" and self._not_in_torch:
             raise InvalidError(self._not_in_torch)

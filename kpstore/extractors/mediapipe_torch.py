@@ -20,7 +20,7 @@ from torch import Tensor
 from kpstore.errors import InvalidError
 from kpstore.extractors import mediapipe_regions as regions
 from kpstore.extractors.base import check_image
-from kpstore.extractors.devices import TORCH_TYPES, WithTf32, reproducible
+from kpstore.extractors.devices import TORCH_TYPES, Precision, reproducible
 from kpstore.extractors.mediapipe_crops import (
     Frames,
     crop_matrices,
@@ -193,7 +193,7 @@ class TorchGraph(ABC, Generic[Models]):
         device: torch.device | None = None,
         computed: Computed | None = None,
         min_tracking_confidence: float = 0.5,
-        precision: WithTf32 = "fp32",
+        precision: Precision = "fp32",
     ) -> None:
         self._device = device or torch.device("cpu")
         on_cpu = self._device.type == "cpu"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, MissingExtraError
 from kpstore.extractors.base import Extracted, check_image
-from kpstore.extractors.devices import WithTf32, find_device, is_out_of_memory
+from kpstore.extractors.devices import Precision, find_device, is_out_of_memory
 from kpstore.extractors.handedness import Handedness
 from kpstore.extractors.libraries import library_versions
 from kpstore.extractors.mediapipe import model_hashes, select_face
@@ -56,7 +56,7 @@ class TorchOptions:
     model_complexity: int
     least_detection: float
     least_tracking: float
-    precision: WithTf32
+    precision: Precision
 
 
 class TorchEngine(TorchModel):

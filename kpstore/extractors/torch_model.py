@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -19,7 +20,13 @@ from numpy.typing import NDArray
 
 from kpstore.errors import ExtractorError, InvalidError
 from kpstore.extractors.base import is_whole, not_one_of
-from kpstore.extractors.devices import TORCH_TYPES, WithTf32, device_name, is_out_of_memory
+from kpstore.extractors.devices import (
+    TORCH_TYPES,
+    Precision,
+    device_name,
+    is_out_of_memory,
+    reproducible,
+)
 from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureSpec, Provenance
 from kpstore.visible import logger
@@ -53,7 +60,7 @@ class TorchModel(ABC):
     """By kind of device, ``"cpu"`` and ``"cuda"``."""
     extractor_name: ClassVar[str]
     """The extractor's name in the provenance."""
-    precision: WithTf32
+    precision: Precision
     _device: Any = None
     """Device of torch; None unless open, like the model."""
     _model: Any = None
@@ -80,6 +87,10 @@ class TorchModel(ABC):
 
         found: torch.dtype = getattr(torch, TORCH_TYPES[self.precision])
         return found
+
+    def _settings(self) -> AbstractContextManager[None]:
+        """Return the settings in which the model computes."""
+        return reproducible(self._device, tf32=self.precision == "tf32")
 
     @abstractmethod
     def _trial(self) -> NDArray[np.float32]:

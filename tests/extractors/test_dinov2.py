@@ -425,7 +425,7 @@ def test_names_stand_for_the_published_models() -> None:
     [
         ({"model": "dinov3"}, "'dinov3' not found; there are: dinov2_vits14"),
         ({"model": 14}, "14 not found"),
-        ({"precision": "fp8"}, "precision='fp8' is not one of fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "precision='fp8' is not one of fp32, tf32, bf16, fp16"),
         ({"dtype": "int8", "positions": "x"}, "dtype='int8' .*positions='x'"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"weights": 3}, "weights=3 is not a path"),

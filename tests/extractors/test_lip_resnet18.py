@@ -585,7 +585,7 @@ def test_it_is_pickled_unopened_and_opens_only_the_same_weights(
         ({"crop": 3.5}, "crop=3.5"),
         (
             {"precision": "fp8", "dtype": "int8"},
-            "precision='fp8' is not one of fp32, bf16, fp16; dtype='int8'",
+            "precision='fp8' is not one of fp32, tf32, bf16, fp16; dtype='int8'",
         ),
         ({"quirk": "flip"}, "quirk='flip' is not one of none, height_slice"),
         ({"batch_frames": -1}, "batch_frames=-1"),

@@ -14,6 +14,8 @@ import kpstore
 from kpstore.errors import ExtractorError
 from kpstore.extractors.base import OneFeature
 from kpstore.extractors.devices import cpu_name, device_name, kind_of, reproducible
+from kpstore.extractors.dinov2 import Dinov2Extractor
+from kpstore.extractors.lip_resnet18 import LipResnet18Extractor
 from kpstore.extractors.torch_model import TorchModel
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
@@ -159,6 +161,16 @@ def test_settings_of_a_process_do_not_change_numbers_and_come_back() -> None:
         assert torch.backends.cudnn.deterministic
     assert torch.backends.cudnn.allow_tf32
     assert not torch.backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize("kind", [Dinov2Extractor, LipResnet18Extractor])
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_tf32_is_an_option_and_off_without_it(kind: Any, precision: str) -> None:
+    extractor = kind(precision=precision)
+    extractor._device = torch.device("cuda")
+    with extractor._settings():
+        assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+        assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
 
 
 LENGTHS = {"a": 5, "b": 9, "c": 1}
