@@ -13,7 +13,8 @@ measured, pages are in memory, and all subjects read the same rows in turn in on
   mixes blocks of what it reads.
 
 *Decoder* is what no reader of these blocks can do without: they are in memory, encoded as in the
-store, and one thread decodes those that hold the rows, and copies the rows.
+store, and one thread decodes those that hold the rows, and copies the rows; *decoder, threads* has
+a thread for each core, as kpstore has, which is the least by the clock.
 
 A ratio above 1 says how many times as fast kpstore is: by the clock, and in CPU time of all
 threads, which says more where the machine has other work. Medians of ratios within a run.
@@ -25,6 +26,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,12 @@ from kpstore.backends.icechunk_strips import rows_per_strip
 from kpstore.bench.measure import BATCH, CLIP_FRAMES, CLIPS, SCAN_ROWS
 from kpstore.bench.peers import PeerSubject
 from kpstore.bench.subjects import KpstoreSubject, MemorySubject, Subject
+from kpstore.machine import usable_cores
 from kpstore.schema.index import VideoIndex
 
 OURS, PEERS = "kpstore", ("tensorstore-lz4", "h5py-lz4")
 BATCHES, VIDEOS = 12, 200
+_THREADS = (1, max(2, min(8, usable_cores())))
 _WARM = 4
 """Batches that are not counted: memory is touched for the first time."""
 _Times = list[tuple[float, float]]
@@ -55,14 +59,20 @@ def _times(calls: Sequence[Callable[[], object]]) -> _Times:
 
 
 class _Decoder(Subject):
-    """Blocks of rows under lz4 in memory, decoded by one thread whenever they are read."""
+    """Blocks of rows under lz4 in memory, decoded whenever they are read.
 
-    name = "decoder"
-    how = "blocks in memory, decoded in one thread"
+    Parameters
+    ----------
+    threads : number of threads that decode.
+    """
 
-    def __init__(self, values: NDArray[np.float32], block_rows: int) -> None:
+    how = "blocks in memory, decoded"
+
+    def __init__(self, values: NDArray[np.float32], block_rows: int, threads: int = 1) -> None:
         super().__init__(len(values), values)
-        self._rows = block_rows
+        self.name = "decoder" if threads == 1 else "decoder, threads"
+        self._rows, self._threads = block_rows, threads
+        self._pool = ThreadPoolExecutor(threads)
         self._blocks = [
             numcodecs.blosc.compress(
                 np.ascontiguousarray(values[start : start + block_rows]),
@@ -80,10 +90,18 @@ class _Decoder(Subject):
     def _decode(self, numbers: list[int]) -> NDArray[np.float32]:
         if len(numbers) > len(self._decoded):
             self._decoded = np.zeros((len(numbers), *self._decoded.shape[1:]), np.float32)
-        for number, out in zip(numbers, self._decoded, strict=False):
-            n_rows = min(self._rows, self.n_rows - number * self._rows)
-            numcodecs.blosc.decompress(self._blocks[number], out[:n_rows])
+        places = list(enumerate(numbers))
+        if self._threads == 1:
+            self._decode_some(places)
+        else:
+            parts = [places[part :: self._threads] for part in range(self._threads)]
+            wait([self._pool.submit(self._decode_some, part) for part in parts])
         return self._decoded.reshape(-1, *self._decoded.shape[2:])
+
+    def _decode_some(self, places: list[tuple[int, int]]) -> None:
+        for place, number in places:
+            n_rows = min(self._rows, self.n_rows - number * self._rows)
+            numcodecs.blosc.decompress(self._blocks[number], self._decoded[place, :n_rows])
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Decode each block once, and gather by numpy."""
@@ -164,7 +182,7 @@ def run(location: str, *, runs: int, folder: Path) -> dict[str, Any]:
     subjects: list[Subject] = [
         KpstoreSubject(location, store.snapshot, FEATURE, len(values), cache="off", name=OURS),
         MemorySubject(values),
-        _Decoder(values, rows_per_strip(store.session.meta(FEATURE))),
+        *(_Decoder(values, rows_per_strip(store.session.meta(FEATURE)), n) for n in _THREADS),
         *(PeerSubject(name, values, folder) for name in PEERS),
     ]
     reads = _Reads(store.index, len(values), values.shape[1:])
