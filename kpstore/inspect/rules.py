@@ -60,11 +60,11 @@ def _broken(
     done: NDArray[np.bool_],
 ) -> Iterator[Finding]:
     yield Finding(spec.name, "has an unknown state", status > max(State))
-    waiting = np.flatnonzero(~done)
-    for name, array in spec.arrays.items() if len(waiting) else ():
-        early = np.zeros(len(done), dtype=np.bool_)
-        early[waiting] = ~array.are_empty(arrays[name][waiting])
-        yield Finding(name, "has values, but is not done", early)
+    if not done.all():
+        for name, array in spec.arrays.items():
+            yield Finding(
+                name, "has values, but is not done", ~array.are_empty(arrays[name]) & ~done
+            )
     companions = {c.name: arrays[spec.companion(c.name)] for c in spec.companions}
     for name, what, bad in faults(spec, values, companions):
         # That rows which are not done have no values at all is checked above.
