@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk_codec import BLOSC_HEADER
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
+from kpstore.backends.open_files import opened
 from kpstore.backends.scratch import Scratch
 from kpstore.errors import CorruptError
 
@@ -124,18 +125,15 @@ class BloscStrips:
         self, place: ChunkPlace, number: int, places: Mapping[int, NDArray[np.generic]]
     ) -> bool:
         """Decode blocks from the chunk's file; return whether it is divided like the others."""
-        file = os.open(place.file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if number not in self._cuts:
-                self._cuts[number] = self._read_cut(file, place)
-            cut = self._cuts[number]
-            if cut is None:
-                return False
-            for start, out in places.items():
-                self._read_block(file, cut, start // self.rows, out)
-            return True
-        finally:
-            os.close(file)
+        file = opened(place.file)
+        if number not in self._cuts:
+            self._cuts[number] = self._read_cut(file.number, place)
+        cut = self._cuts[number]
+        if cut is None:
+            return False
+        for start, out in places.items():
+            self._read_block(file.number, cut, start // self.rows, out)
+        return True
 
     def _read_cut(self, file: int, place: ChunkPlace) -> _Cut | None:
         """Return how a chunk is divided; None if otherwise than into blocks of ``rows``.
