@@ -62,15 +62,13 @@ class Frames:
                 f"{len(images)} frames have {sum(counts)} pixels, a batch has at most "
                 f"{MOST_PIXELS}; give fewer at once"
             )
-        packed = np.zeros((sum(counts), 4), dtype=np.uint8)
+        packed = np.empty(sum(counts), dtype=np.int32)
         starts = np.cumsum([0, *counts[:-1]], dtype=np.int32)
         for image, start, count in zip(images, starts, counts, strict=True):
-            # One colour after another: NumPy copies rows of three bytes at a quarter of the speed.
-            for colour in range(3):
-                packed[start : start + count, colour] = image.reshape(-1, 3)[:, colour]
+            _pack(image, packed[start : start + count])
         sizes = np.array([[image.shape[1], image.shape[0]] for image in images], dtype=np.int32)
         return cls(
-            torch.from_numpy(packed.view("<i4").ravel()),
+            torch.from_numpy(packed),
             torch.from_numpy(starts),
             torch.from_numpy(sizes),
         )
@@ -81,6 +79,18 @@ class Frames:
             return self
         pinned = (one.pin_memory() for one in (self.pixels, self.starts, self.sizes))
         return Frames(*(one.to(device, non_blocking=True) for one in pinned))
+
+
+def _pack(image: NDArray[np.uint8], out: NDArray[np.int32]) -> None:
+    """Write each pixel as one number.
+
+    Pixels are read as numbers of four bytes, three bytes apart, without the fourth, which is of the
+    next one; colour by colour takes more than twice as long.
+    """
+    content = np.ascontiguousarray(image).reshape(-1)
+    four: NDArray[np.int32] = np.ndarray(len(out) - 1, "<i4", content.data, 0, (3,))
+    np.bitwise_and(four, 0xFFFFFF, out=out[:-1])
+    out[-1] = int.from_bytes(content[-3:].tobytes(), "little")
 
 
 @dataclass(frozen=True)

@@ -208,8 +208,10 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     step = max(1, _BAND_PIXELS // max(1, width))
     for top in range(0, height, step):
-        band = image.crop((0, top, width, min(top + step, height)))
-        rgb[top : top + step] = np.asarray(scale(band).convert("RGB"))
+        # To crop and to convert copy, even what stays the same.
+        whole = step >= height
+        band = scale(image if whole else image.crop((0, top, width, min(top + step, height))))
+        rgb[top : top + step] = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
     return rgb
 
 

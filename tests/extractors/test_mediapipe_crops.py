@@ -114,3 +114,14 @@ def test_too_many_pixels_for_their_places_are_refused(images, monkeypatch):
     monkeypatch.setattr(mediapipe_crops, "MOST_PIXELS", 1000)
     with pytest.raises(InvalidError, match="a batch has at most 1000; give fewer at once"):
         Frames.of(images)
+
+
+def test_a_pixel_is_one_number_whatever_lies_beside_it():
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((1, 1), (3, 5), (2, 2))]
+    images.append(np.full((1, 2, 3), 255, dtype=np.uint8))
+    images.append(images[1][:, ::-1])
+    frames = Frames.of(images)
+    for image, start in zip(images, frames.starts.tolist(), strict=True):
+        wanted = (image.reshape(-1, 3).astype(np.int32) << [0, 8, 16]).sum(1)
+        np.testing.assert_array_equal(frames.pixels[start : start + len(wanted)], wanted)
