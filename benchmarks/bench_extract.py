@@ -203,13 +203,13 @@ def holistic_alone(images: list[Any], device: str, rows: int = 0) -> float:
 
     from kpstore.extractors.holistic import HolisticExtractor
     from kpstore.extractors.mediapipe_crops import Frames
-    from kpstore.extractors.torch_engine import HolisticEngine
+    from kpstore.extractors.torch_engine import TorchEngine
 
     extractor = HolisticExtractor(engine="torch", rows_per_call=rows)
     extractor.settle({}, device)
     extractor.open(device)
     count = extractor.videos_at_once
-    engine: Any = cast("HolisticEngine", extractor._engine)._model
+    engine: Any = cast("TorchEngine", extractor._engine)._model
     parts = [images[at : at + count] for at in range(0, len(images) - count + 1, count)]
     parts = parts or [(images * count)[:count]]
     everyone = torch.ones(count, dtype=torch.bool, device=engine._device)

@@ -6,10 +6,10 @@ the same for many videos at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,14 @@ from kpstore.extractors.base import Extracted
 from kpstore.extractors.mediapipe import FoundParts, check_options, pose_model
 from kpstore.extractors.mediapipe_extractor import MediapipeExtractor
 from kpstore.extractors.solutions_engine import SolutionsEngine
-from kpstore.extractors.torch_engine import HolisticEngine, TorchOptions
+from kpstore.extractors.torch_engine import TorchEngine, TorchOptions
 from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.layout import FaceList
+
+if TYPE_CHECKING:
+    from kpstore.extractors.holistic_torch import HolisticTorch
+    from kpstore.extractors.mediapipe_torch import FoundRows, TorchGraph
 
 
 @dataclass(kw_only=True)
@@ -58,8 +62,7 @@ class HolisticExtractor(MediapipeExtractor):
     batch_videos: int = 0
 
     n_mesh_points = 468
-    known_otherwise: ClassVar[tuple[str, ...]] = ("models", "batch_videos", "rows_per_call")
-    of_torch_alone: ClassVar[tuple[str, ...]] = ("models", "batch_videos", "rows_per_call")
+    counts: ClassVar[tuple[str, ...]] = ("batch_videos", "rows_per_call")
 
     def _check(self) -> None:
         check_options(
@@ -124,8 +127,8 @@ class HolisticExtractor(MediapipeExtractor):
             self._spec, self._faces, models, options, independent=self.independent_frames
         )
 
-    def _in_torch(self, options: TorchOptions) -> HolisticEngine:
-        return HolisticEngine(self._spec, self._faces, options, independent=self.independent_frames)
+    def _in_torch(self, options: TorchOptions) -> _HolisticTorch:
+        return _HolisticTorch(self._spec, self._faces, options, independent=self.independent_frames)
 
     # -- many videos at once -----------------------------------------------------------------------
 
@@ -136,11 +139,11 @@ class HolisticExtractor(MediapipeExtractor):
 
     def start_row(self, row: int) -> None:
         """Forget the frames of a row, whose next frame is the first of another video."""
-        cast("HolisticEngine", self._engine).start_row(row)
+        cast("_HolisticTorch", self._engine).start_row(row)
 
     def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
         """Return one row per image; see :class:`kpstore.extractors.base.LockstepExtractor`."""
-        return cast("HolisticEngine", self._engine).step(images)
+        return cast("_HolisticTorch", self._engine).step(images)
 
 
 class _HolisticSolution(SolutionsEngine):
@@ -182,3 +185,70 @@ class _HolisticSolution(SolutionsEngine):
             found.right_hand_landmarks,
             found.pose_landmarks,
         )
+
+
+class _HolisticTorch(TorchEngine):
+    """Holistic in torch; see :mod:`kpstore.extractors.holistic_torch`.
+
+    Parameters
+    ----------
+    independent : whether each frame is taken as if it were the first of a video.
+    """
+
+    extractor_name = "holistic"
+    _model: HolisticTorch
+
+    def __init__(
+        self, spec: FeatureSpec, face_list: FaceList, options: TorchOptions, *, independent: bool
+    ) -> None:
+        super().__init__(spec, face_list, options)
+        self._independent = independent
+
+    def _graph(self, models: Mapping[str, Any], options: Mapping[str, Any]) -> TorchGraph[Any]:
+        from kpstore.extractors.holistic_torch import HolisticTorch
+        from kpstore.extractors.mediapipe_models import HolisticModels
+
+        return HolisticTorch(HolisticModels(**models), **options)
+
+    def _tried_out(self, frames: Sequence[NDArray[np.uint8]]) -> FoundRows:
+        return self._model.step(frames)
+
+    def _found(self, images: Sequence[NDArray[np.uint8]]) -> FoundRows:
+        if self._independent:
+            return self._model.independent(images)
+        others = [None] * (self.frames_at_once - 1)
+        made = [self._model.step([image, *others]).first(1) for image in images]
+        return made[0].joined(made)
+
+    @property
+    def batch_size(self) -> int:
+        """One, unless frames are independent: else each follows from the one before."""
+        return self.frames_at_once if self._independent else 1
+
+    @property
+    def videos_at_once(self) -> int:
+        """Number of videos of which a frame each is computed together."""
+        return self.frames_at_once
+
+    def start_video(self) -> None:
+        """Forget the frames of the first row, which takes all frames that are given alone."""
+        self.start_row(0)
+
+    def start_row(self, row: int) -> None:
+        """Forget the frames of a row, whose next frame is the first of another video."""
+        self._require_open()
+        self._model.start_video(row)
+
+    def step(self, images: Sequence[NDArray[np.uint8] | None]) -> Extracted:
+        """Return one row per image; see :class:`kpstore.extractors.base.LockstepExtractor`."""
+        self._require_open()
+        if not self._independent:
+            return self._extracted(self._told(self._model.step, images))
+        there = [number for number, image in enumerate(images) if image is not None]
+        made = self.extract([image for image in images if image is not None])
+        rows, given = self._spec.empty_rows(len(images)), made.rows[self._spec.name]
+        rows.values[there] = given.values
+        for name, array in given.companions.items():
+            rows.companions[name][there] = array
+        failed = {there[number]: reason for number, reason in made.failed.items()}
+        return Extracted({self._spec.name: rows}, failed)

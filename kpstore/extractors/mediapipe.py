@@ -31,7 +31,7 @@ from kpstore.visible import logger
 
 _log = logger(__name__)
 
-_NEEDS = "a recipe of MediaPipe (other than holistic with --engine torch --models DIR)"
+_NEEDS = "a recipe of MediaPipe (without --engine torch --models DIR)"
 """What needs MediaPipe, for messages."""
 POSE_MODELS = ("lite", "full", "heavy")
 """MediaPipe's pose models by ``model_complexity``; its wheel holds only ``full``."""
@@ -81,7 +81,7 @@ def model_hashes(names: Iterable[str], folder: Path | None = None) -> dict[str, 
         raise UnsupportedError(
             f"model file {missing[0]!r} is needed, but MediaPipe {mediapipe_version()} in {folder} "
             "does not hold it; choose model_complexity=1, the only pose model in its wheel, or "
-            "put the file there "
+            "put the file there, or with --engine torch into a folder that --models names "
             '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
     return {Path(name).name: file_sha256(folder / name) for name in names}

@@ -75,10 +75,8 @@ class MediapipeExtractor(OneFeature):
 
     n_mesh_points = 478
     """Number of mesh points of the recipe's face model."""
-    known_otherwise: ClassVar[tuple[str, ...]] = ("models", "rows_per_call")
-    """Options that are on record in another way, or change nothing."""
-    of_torch_alone: ClassVar[tuple[str, ...]] = ("models", "rows_per_call")
-    """Options, by default empty or 0, that the other engine does not have."""
+    counts: ClassVar[tuple[str, ...]] = ("rows_per_call",)
+    """Options of the engine torch that are numbers of rows."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -92,7 +90,7 @@ class MediapipeExtractor(OneFeature):
                 "above are of the irises)"
             )
         self._spec = keypoints_spec(self._faces)
-        self._choose(self.engine)
+        self._engine = self._new_engine(self.engine)
 
     @abstractmethod
     def _check(self) -> None:
@@ -128,9 +126,12 @@ class MediapipeExtractor(OneFeature):
     def _check_engine(self) -> None:
         if self.engine not in get_args(Engine):
             raise InvalidError(f"engine is auto, mediapipe or torch, found {self.engine!r}")
-        for name in self.of_torch_alone:
+        models: object = self.models  # whatever came from the command line
+        if models is not None and (not isinstance(models, (str, os.PathLike)) or not str(models)):
+            raise InvalidError(f"models={models!r} is not the path of a folder")
+        for name in self.counts:
             number: object = getattr(self, name)
-            if name != "models" and (not is_whole(number) or not 0 <= number <= _MOST_ROWS):
+            if not is_whole(number) or not 0 <= number <= _MOST_ROWS:
                 raise InvalidError(
                     f"{name}={number!r} is not a number from 0 (automatic) to {_MOST_ROWS}"
                 )
@@ -143,21 +144,27 @@ class MediapipeExtractor(OneFeature):
 
     def _given_for_torch(self) -> str:
         """Return the options given that the engine torch alone has."""
-        given = [name for name in self.of_torch_alone if getattr(self, name)]
+        given = [name for name in self.known_otherwise if getattr(self, name)]
         return " and ".join([*given, *["precision"] * (self.precision != "fp32")])
+
+    @property
+    def known_otherwise(self) -> tuple[str, ...]:
+        """Options that are on record in another way, or change nothing: all of the engine torch."""
+        return ("models", *self.counts)
 
     # -- the engine --------------------------------------------------------------------------------
 
     def _choose(self, engine: str) -> None:
         """Take an engine, a new one unless it is there; ``"auto"`` begins with MediaPipe's own."""
-        name = "torch" if engine == "torch" else "mediapipe"
-        if name == getattr(getattr(self, "_engine", None), "name", ""):
-            return
+        if (engine == "torch") != (self._engine.name == "torch"):
+            self._engine.close()
+            self._engine = self._new_engine(engine)
+
+    def _new_engine(self, engine: str) -> SolutionsEngine | TorchEngine:
         models = self._recipe()[3]
-        if name == "mediapipe":
-            self._engine = self._in_mediapipe(models)
-            return
-        self._engine = self._in_torch(
+        if engine != "torch":
+            return self._in_mediapipe(models)
+        return self._in_torch(
             TorchOptions(
                 folder=None if self.models is None else Path(self.models).expanduser().absolute(),
                 names=models,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
@@ -210,10 +211,13 @@ class MeshModel(MediapipeModel):
 
     def __init__(self, network: TfliteNetwork) -> None:
         super().__init__(network)
-        # The points of each part that the network looks at are those that it refines.
-        self._parts = [cast("Tensor", part.subset) for part in network.parts]
         if [len(part) * 2 for part in self._parts] != list(self.sizes[1:4]):
             raise InvalidError(f"{self.file}: other parts of the face than in MediaPipe 0.10.14")
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        """Points of each part that the network looks at again, which are those that it refines."""
+        return [cast("Tensor", part.subset) for part in self.network.parts]
 
     def _meant(self, *outputs: Tensor) -> Found:
         # From LandmarksRefinementCalculator: parts replace x and y, an iris is as deep as its lid.
@@ -221,9 +225,9 @@ class MeshModel(MediapipeModel):
         parts = [one.reshape(len(mesh), -1, 2) for one in outputs[1:6]]
         whole = torch.cat([mesh, mesh.new_zeros(len(mesh), 2 * IRIS_POINTS, 3)], 1) / self.kind.side
         for part, points in zip(self._parts, parts[:3], strict=True):
-            whole[:, part.to(whole.device), :2] = points / self.kind.side
+            whole[:, part, :2] = points / self.kind.side
         for number, (part, points) in enumerate(zip(self._parts[1:], parts[3:], strict=True)):
-            lid = whole[:, part[:_LID_POINTS].to(whole.device), 2].double().mean(1).float()
+            lid = whole[:, part[:_LID_POINTS], 2].double().mean(1).float()
             here = slice(FACE_POINTS + number * IRIS_POINTS, None)
             whole[:, here][:, :IRIS_POINTS, :2] = points / self.kind.side
             whole[:, here][:, :IRIS_POINTS, 2] = lid[:, None]
@@ -231,29 +235,15 @@ class MeshModel(MediapipeModel):
 
 
 class MediapipeModels(nn.Module):
-    """Base: the models of one graph."""
-
-    def compute_in(self, numbers: torch.dtype) -> None:
-        """See :meth:`MediapipeModel.compute_in`."""
-        for module in self.children():
-            cast("MediapipeModel", module).compute_in(numbers)
-
-    def pack(self, rows: int) -> None:
-        """See :meth:`~kpstore.extractors.tflite_network.TfliteNetwork.pack`."""
-        for module in self.modules():
-            if isinstance(module, TfliteNetwork):
-                module.pack(rows)
-
-
-class HolisticModels(MediapipeModels):
-    """The six models of Holistic, on the CPU.
+    """Base: the models of one graph, on the CPU.
 
     Parameters
     ----------
     folder : a folder ``modules`` of MediaPipe's wheel; None for that of the installed one, which
         is not imported.
     model_complexity : of the pose.
-    min_detection_confidence : score from which on a person is detected.
+    min_detection_confidence : score from which on a person is detected, and what else the graph
+        compares with it.
 
     Raises
     ------
@@ -273,34 +263,54 @@ class HolisticModels(MediapipeModels):
         super().__init__()
         where = models_folder() if folder is None else folder
         self.pose_detector = PoseDetector.load(where)
-        self.pose_detector.least = min_detection_confidence
         self.pose = PoseModel.load(where, pose_model(model_complexity))
-        self.hand_recrop = HandRecropModel.load(where)
-        self.hand = HandModel.load(where)
         self.face_detector = FaceDetector.load(where)
-        self.face = FaceModel.load(where)
+        self._load_others(where)
+        for detector in self._compared():
+            detector.least = min_detection_confidence
+
+    @abstractmethod
+    def _load_others(self, folder: Path) -> None:
+        """Load the models that only this graph has."""
+
+    @abstractmethod
+    def _compared(self) -> Sequence[_Detector]:
+        """Return the detectors whose scores are compared with ``min_detection_confidence``."""
+
+    def compute_in(self, numbers: torch.dtype) -> None:
+        """See :meth:`MediapipeModel.compute_in`."""
+        for module in self.children():
+            cast("MediapipeModel", module).compute_in(numbers)
+
+    def pack(self, rows: int) -> None:
+        """See :meth:`~kpstore.extractors.tflite_network.TfliteNetwork.pack`."""
+        for module in self.modules():
+            if isinstance(module, TfliteNetwork):
+                module.pack(rows)
+
+
+class HolisticModels(MediapipeModels):
+    """The six models of Holistic."""
+
+    def _load_others(self, folder: Path) -> None:
+        self.hand_recrop = HandRecropModel.load(folder)
+        self.hand = HandModel.load(folder)
+        self.face = FaceModel.load(folder)
+
+    def _compared(self) -> Sequence[_Detector]:
+        return (self.pose_detector,)
 
 
 class PartsModels(MediapipeModels):
-    """The six models of FaceMesh, Hands and Pose, on the CPU; as :class:`HolisticModels`."""
+    """The six models of FaceMesh, Hands and Pose."""
 
-    def __init__(
-        self,
-        folder: Path | None = None,
-        *,
-        model_complexity: int = 1,
-        min_detection_confidence: float = 0.5,
-    ) -> None:
-        super().__init__()
-        where = models_folder() if folder is None else folder
-        self.face_detector = FaceDetector.load(where)
-        self.mesh = MeshModel.load(where)
-        self.palm_detector = PalmDetector.load(where)
-        self.hand = SidedHandModel.load(where)
-        self.pose_detector = PoseDetector.load(where)
-        self.pose = PoseModel.load(where, pose_model(model_complexity))
-        for detector in (self.face_detector, self.palm_detector, self.pose_detector):
-            detector.least = min_detection_confidence
+    def _load_others(self, folder: Path) -> None:
+        self.mesh = MeshModel.load(folder)
+        self.palm_detector = PalmDetector.load(folder)
+        self.hand = SidedHandModel.load(folder)
+
+    def _compared(self) -> Sequence[_Detector]:
+        return (self.pose_detector, self.face_detector, self.palm_detector)
 
 
 ALL_MODELS: tuple[type[MediapipeModel], ...] = (

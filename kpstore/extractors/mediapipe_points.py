@@ -1,4 +1,4 @@
-"""What MediaPipe does with the numbers that Holistic's models give: detections and landmarks.
+"""What MediaPipe does with the numbers that models give: detections and landmarks.
 
 Functions of many rows at once, named after the calculators they come from (MediaPipe 0.10.14).
 """
@@ -162,7 +162,7 @@ def projected(points: Tensor, rects: Tensor) -> Tensor:
     """Return points as fractions of the frame, from fractions of a rect.
 
     From LandmarkProjectionCalculator with ``NORM_RECT``; right for rects that are square in pixels,
-    as all of Holistic's are.
+    as all of MediaPipe's regions are.
 
     Parameters
     ----------

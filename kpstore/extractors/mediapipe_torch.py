@@ -27,11 +27,7 @@ from kpstore.extractors.mediapipe_crops import (
     pixel_regions,
     take_crops,
 )
-from kpstore.extractors.mediapipe_models import (
-    HolisticModels,
-    MediapipeModel,
-    PartsModels,
-)
+from kpstore.extractors.mediapipe_models import MediapipeModel, MediapipeModels
 from kpstore.extractors.mediapipe_points import projected, without_padding
 
 WHOLE = (0.5, 0.5, 1.0, 1.0, 0.0)
@@ -40,7 +36,7 @@ NO_FRAME = np.zeros((1, 1, 3), dtype=np.uint8)
 """Stands where a row has no frame."""
 
 Computed = Literal["present", "all"]
-Models = TypeVar("Models", HolisticModels, PartsModels)
+Models = TypeVar("Models", bound=MediapipeModels)
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,8 @@ class TorchGraph(ABC, Generic[Models]):
     computed : ``"present"`` leaves out rows in which there is nothing to look for, which needs to
         know them: a GPU would wait for that. ``"all"`` computes all rows. By default the first on a
         CPU, the second on a GPU.
-    min_tracking_confidence : score above which there is a pose.
+    min_tracking_confidence : score above which there is a pose, and what else the graph compares
+        with it.
     precision : ``"tf32"`` lets a GPU reduce float32 to ten bits within the models; in ``"bf16"``
         and ``"fp16"`` they compute in half of the bits. Regions and crops stay as they are.
     """
@@ -203,7 +200,7 @@ class TorchGraph(ABC, Generic[Models]):
                 f"rows={rows} and rows_per_call={self.rows_per_call}: both must be at least 1"
             )
         self._computed = computed or ("present" if on_cpu else "all")
-        self._least_pose = min_tracking_confidence
+        self._least = min_tracking_confidence
         self._models: Models = models.to(self._device).eval()
         self._settings = partial(reproducible, self._device, tf32=precision == "tf32")
         if precision in ("bf16", "fp16"):
@@ -249,7 +246,7 @@ class TorchGraph(ABC, Generic[Models]):
         wanted = has_frame & (found.scores[:, 0] > 0)
         answer = self._looked(self._models.pose, scene, rects, wanted)
         points = projected(without_padding(answer.points, answer.padding), rects)
-        return Part(points, wanted & (answer.scores > self._least_pose))
+        return Part(points, wanted & (answer.scores > self._least))
 
     def _looked(self, model: MediapipeModel, scene: Scene, rects: Tensor, wanted: Tensor) -> Answer:
         """Return what a model finds in a region of each row's frame."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,14 @@ from kpstore.extractors.handedness import Hand, Handedness, assign_hands
 from kpstore.extractors.mediapipe import FoundParts, check_options, pose_model
 from kpstore.extractors.mediapipe_extractor import MediapipeExtractor
 from kpstore.extractors.solutions_engine import SolutionsEngine
-from kpstore.extractors.torch_engine import PartsEngine, TorchOptions
+from kpstore.extractors.torch_engine import TorchEngine, TorchOptions
 from kpstore.options import WHAT, Option
 from kpstore.schema.feature import FeatureSpec
 from kpstore.schema.layout import FaceList
+
+if TYPE_CHECKING:
+    from kpstore.extractors.mediapipe_torch import FoundRows, TorchGraph
+    from kpstore.extractors.parts_torch import PartsTorch
 
 
 @dataclass(kw_only=True)
@@ -88,8 +93,8 @@ class PartsExtractor(MediapipeExtractor):
             handedness=self.handedness,
         )
 
-    def _in_torch(self, options: TorchOptions) -> PartsEngine:
-        return PartsEngine(self._spec, self._faces, options, handedness=self.handedness)
+    def _in_torch(self, options: TorchOptions) -> _PartsTorch:
+        return _PartsTorch(self._spec, self._faces, options, handedness=self.handedness)
 
 
 class _PartsSolutions(SolutionsEngine):
@@ -127,6 +132,41 @@ class _PartsSolutions(SolutionsEngine):
         left, right = assign_hands(_hands(hands), self._handedness)
         face = faces.multi_face_landmarks[0] if faces.multi_face_landmarks else None
         return FoundParts(face, left, right, pose.pose_landmarks)
+
+
+class _PartsTorch(TorchEngine):
+    """FaceMesh, Hands and Pose in torch; see :mod:`kpstore.extractors.parts_torch`.
+
+    Parameters
+    ----------
+    handedness : as of :func:`~kpstore.extractors.handedness.assign_hands`.
+    """
+
+    extractor_name = "parts"
+    _model: PartsTorch
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        face_list: FaceList,
+        options: TorchOptions,
+        *,
+        handedness: Handedness,
+    ) -> None:
+        super().__init__(spec, face_list, options)
+        self._handedness: Handedness = handedness
+
+    def _graph(self, models: Mapping[str, Any], options: Mapping[str, Any]) -> TorchGraph[Any]:
+        from kpstore.extractors.mediapipe_models import PartsModels
+        from kpstore.extractors.parts_torch import PartsTorch
+
+        return PartsTorch(PartsModels(**models), handedness=self._handedness, **options)
+
+    def _tried_out(self, frames: Sequence[NDArray[np.uint8]]) -> FoundRows:
+        return self._model.independent(frames)
+
+    def _found(self, images: Sequence[NDArray[np.uint8]]) -> FoundRows:
+        return self._model.independent(images)
 
 
 def _hands(found: Any) -> list[Hand]:

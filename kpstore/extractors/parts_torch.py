@@ -30,8 +30,8 @@ class PartsTorch(TorchGraph[PartsModels]):
     Parameters
     ----------
     handedness : as of :func:`~kpstore.extractors.handedness.assign_hands`.
-    min_tracking_confidence : score above which there is a face, a hand or a pose.
-    **options : of :class:`~kpstore.extractors.mediapipe_torch.TorchGraph`; ``rows`` are frames.
+    **options : of :class:`~kpstore.extractors.mediapipe_torch.TorchGraph`; ``rows`` are frames, and
+        ``min_tracking_confidence`` is of faces and hands as well.
     """
 
     def __init__(
@@ -39,11 +39,10 @@ class PartsTorch(TorchGraph[PartsModels]):
         models: PartsModels,
         *,
         handedness: Handedness = "subject",
-        min_tracking_confidence: float = 0.5,
         **options: Any,
     ) -> None:
-        super().__init__(models, min_tracking_confidence=min_tracking_confidence, **options)
-        self._handedness, self._least = handedness, min_tracking_confidence
+        super().__init__(models, **options)
+        self._handedness: Handedness = handedness
 
     def _looked_anew(self, frames: Frames, has_frame: Tensor) -> FoundRows:
         scene = Scene.of(frames)

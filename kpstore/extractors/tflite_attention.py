@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kpstore.extractors.elementwise import position_free
 
 
-def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+def _rotated(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Return coordinates (rows, …) turned by angles (rows, 1), in float32."""
     exact = angle.double()
     cos, sin = (position_free(one, exact).float() for one in (torch.cos, torch.sin))
@@ -47,17 +47,17 @@ class LandmarksToMatrix(nn.Module):
         up, along = (right - left)[:, 1:2].double(), (right - left)[:, :1].double()
         angle = self.target - position_free(torch.atan2, up, along).float()
         some = points[:, cast("Tensor", self.subset)]
-        turned = _turned(some[..., 0], some[..., 1], angle)
+        turned = _rotated(some[..., 0], some[..., 1], angle)
         low, high = ([each(one, 1, True) for one in turned] for each in (torch.amin, torch.amax))
         extents = [most - least for least, most in zip(low, high, strict=True)]
-        x, y = _turned((low[0] + high[0]) / 2, (low[1] + high[1]) / 2, -angle)
+        x, y = _rotated((low[0] + high[0]) / 2, (low[1] + high[1]) / 2, -angle)
         scale_x, scale_y = (
             scale * extent / side
             for scale, extent, side in zip(self.scales, extents, self.sides, strict=True)
         )
         none = torch.zeros_like(x)
-        a, d = _turned(scale_x, none, -angle)
-        b, e = _turned(none, scale_y, -angle)
+        a, d = _rotated(scale_x, none, -angle)
+        b, e = _rotated(none, scale_y, -angle)
         half_x, half_y = (-side / 2 for side in self.sides)
         rows = [a, b, none, a * half_x + b * half_y + x, d, e, none, d * half_x + e * half_y + y]
         rest = torch.eye(4, device=points.device)[2:].reshape(1, 8).expand(len(points), 8)

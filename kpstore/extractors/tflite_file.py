@@ -35,7 +35,8 @@ MOST_RESULT_BYTES = 512 * 2**20
 """Of all results of operations for one picture; MediaPipe's pose model makes 63 MiB."""
 _IDENTIFIER = b"TFL3"
 
-_CUSTOM_VERSION = 2
+_CUSTOM_VERSION, _MOST_CUSTOM_BYTES = 2, 2**16
+"""Of MediaPipe's own operations, and bytes of all their options; its face model has 3 KiB."""
 _WEIGHTS_ALONE = ("DENSIFY", "DEQUANTIZE")
 """Operations that unpack weights; they are done once, when a file is read."""
 
@@ -132,7 +133,7 @@ class _Reader:
         import tflite
 
         self._schema: Any = tflite
-        self._path = path
+        self._path, self._n_custom_bytes = path, 0
         self._budget = MemoryBudget.of(path, fixed=True)
         content = path.read_bytes()
         if content[4:8] != _IDENTIFIER:
@@ -222,21 +223,17 @@ class _Reader:
         options.Init(packed.Bytes, packed.Pos)
         return {word: int(getattr(options, word)()) for word in words}
 
-    def _custom_options(self, words: tuple[str, ...], stored: Any) -> dict[str, Any]:
+    def _custom_options(self, words: Mapping[str, str], stored: Any) -> dict[str, Any]:
         if not words:
             return {}
         from flatbuffers import flexbuffers  # which the package tflite needs
 
-        found = flexbuffers.GetRoot(stored.CustomOptionsAsNumpy().tobytes()).AsMap
-        return {word: self._custom_option(found[word]) for word in words}
-
-    def _custom_option(self, stored: Any) -> int | float | list[int]:
-        if stored.IsInt:
-            return int(stored.AsInt)
-        if stored.IsFloat:
-            return float(stored.AsFloat)
-        numbers = stored.AsTypedVector
-        return [int(numbers[place].AsInt) for place in range(self._few(len(numbers)))]
+        content = stored.CustomOptionsAsNumpy().tobytes()
+        self._n_custom_bytes += len(content)
+        if self._n_custom_bytes > _MOST_CUSTOM_BYTES:
+            raise ValueError(f"{self._n_custom_bytes} bytes of options")
+        found = flexbuffers.GetRoot(content).AsMap
+        return {word: _custom_option(found[word], kind) for word, kind in words.items()}
 
     def _check_order(
         self,
@@ -380,6 +377,25 @@ class _Reader:
             f"{self._path} {what}, which is not known here; use the models of MediaPipe 0.10.14, "
             "or the engine mediapipe"
         )
+
+
+def _custom_option(stored: Any, kind: str) -> int | float | list[int]:
+    if kind == "several":
+        numbers = stored.AsTypedVector
+        if len(numbers) > MOST_ITEMS:
+            raise ValueError(f"a list of {len(numbers)} numbers")
+        return [_whole(numbers[place]) for place in range(len(numbers))]
+    if kind == "whole" or stored.IsInt:
+        return _whole(stored)
+    if not stored.IsFloat or not math.isfinite(stored.AsFloat):
+        raise ValueError("an option that is no finite number")
+    return float(stored.AsFloat)
+
+
+def _whole(stored: Any) -> int:
+    if not stored.IsInt:
+        raise ValueError("an option that is no whole number")
+    return int(stored.AsInt)
 
 
 def _within(indices: NDArray[np.int64], length: int) -> bool:

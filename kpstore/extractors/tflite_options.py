@@ -50,18 +50,21 @@ OPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 """The operations that are known, with the table of their options and the options in it."""
-CUSTOM: Mapping[str, tuple[str, ...]] = {
-    "Landmarks2TransformMatrix": (
-        "left_rotation_idx",
-        "output_height",
-        "output_width",
-        "right_rotation_idx",
-        "scale_x",
-        "scale_y",
-        "subset_idxs",
-        "target_rotation_radians",
-    ),
-    "TransformLandmarks": (),
-    "TransformTensorBilinear": ("output_height", "output_width"),
+CUSTOM: Mapping[str, Mapping[str, str]] = {
+    "Landmarks2TransformMatrix": {
+        "left_rotation_idx": "whole",
+        "output_height": "whole",
+        "output_width": "whole",
+        "right_rotation_idx": "whole",
+        "scale_x": "real",
+        "scale_y": "real",
+        "subset_idxs": "several",
+        "target_rotation_radians": "real",
+    },
+    "TransformLandmarks": {},
+    "TransformTensorBilinear": {"output_height": "whole", "output_width": "whole"},
 }
-"""MediaPipe's own operations that are known, and their options, which are FlexBuffers."""
+"""MediaPipe's own operations that are known, and their options, which are FlexBuffers.
+
+``"whole"`` are whole numbers, ``"real"`` finite ones, ``"several"`` lists of whole numbers.
+"""

@@ -169,7 +169,7 @@ def slices_of(options: Options, weights: Weights) -> list[slice]:
 
 def _multiplied(options: Options, shapes: list[Shape], weights: Weights) -> Shape:
     (shape,), (factor,) = shapes, weights
-    if factor.size != 1:
+    if factor.shape != (1,):
         same_size(factor.shape, shape)
     return shape
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from kpstore.errors import ExtractorError, MissingExtraError
 from kpstore.extractors.base import Extracted, check_image
 from kpstore.extractors.devices import Precision, find_device, is_out_of_memory
-from kpstore.extractors.handedness import Handedness
 from kpstore.extractors.libraries import library_versions
 from kpstore.extractors.mediapipe import model_hashes, select_face
 from kpstore.extractors.torch_model import TorchModel
@@ -22,9 +21,7 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.layout import PART_SLICES, PARTS, FaceList
 
 if TYPE_CHECKING:
-    from kpstore.extractors.holistic_torch import HolisticTorch
     from kpstore.extractors.mediapipe_torch import FoundRows, TorchGraph
-    from kpstore.extractors.parts_torch import PartsTorch
 
 _NEEDED = ("the engine torch", "holistic-torch", "torch", "tflite")
 """What :func:`~kpstore.extractors.libraries.library_versions` is asked for."""
@@ -238,108 +235,6 @@ class TorchEngine(TorchModel):
             ) from error
 
 
-class HolisticEngine(TorchEngine):
-    """Holistic in torch; see :mod:`kpstore.extractors.holistic_torch`.
-
-    Parameters
-    ----------
-    independent : whether each frame is taken as if it were the first of a video.
-    """
-
-    extractor_name = "holistic"
-    _model: HolisticTorch
-
-    def __init__(
-        self, spec: FeatureSpec, face_list: FaceList, options: TorchOptions, *, independent: bool
-    ) -> None:
-        super().__init__(spec, face_list, options)
-        self._independent = independent
-
-    def _graph(self, models: Mapping[str, Any], options: Mapping[str, Any]) -> TorchGraph[Any]:
-        from kpstore.extractors.holistic_torch import HolisticTorch
-        from kpstore.extractors.mediapipe_models import HolisticModels
-
-        return HolisticTorch(HolisticModels(**models), **options)
-
-    def _tried_out(self, frames: Sequence[Image]) -> FoundRows:
-        return self._model.step(frames)
-
-    def _found(self, images: Sequence[Image]) -> FoundRows:
-        if self._independent:
-            return self._model.independent(images)
-        others = [None] * (self.frames_at_once - 1)
-        made = [self._model.step([image, *others]).first(1) for image in images]
-        return made[0].joined(made)
-
-    @property
-    def batch_size(self) -> int:
-        """One, unless frames are independent: else each follows from the one before."""
-        return self.frames_at_once if self._independent else 1
-
-    @property
-    def videos_at_once(self) -> int:
-        """Number of videos of which a frame each is computed together."""
-        return self.frames_at_once
-
-    def start_video(self) -> None:
-        """Forget the frames of the first row, which takes all frames that are given alone."""
-        self.start_row(0)
-
-    def start_row(self, row: int) -> None:
-        """Forget the frames of a row, whose next frame is the first of another video."""
-        self._require_open()
-        self._model.start_video(row)
-
-    def step(self, images: Sequence[Image | None]) -> Extracted:
-        """Return one row per image; see :class:`kpstore.extractors.base.LockstepExtractor`."""
-        self._require_open()
-        if not self._independent:
-            return self._extracted(self._told(self._model.step, images))
-        there = [number for number, image in enumerate(images) if image is not None]
-        made = self.extract([image for image in images if image is not None])
-        rows, given = self._spec.empty_rows(len(images)), made.rows[self._spec.name]
-        rows.values[there] = given.values
-        for name, array in given.companions.items():
-            rows.companions[name][there] = array
-        failed = {there[number]: reason for number, reason in made.failed.items()}
-        return Extracted({self._spec.name: rows}, failed)
-
-
-class PartsEngine(TorchEngine):
-    """FaceMesh, Hands and Pose in torch; see :mod:`kpstore.extractors.parts_torch`.
-
-    Parameters
-    ----------
-    handedness : as of :func:`~kpstore.extractors.handedness.assign_hands`.
-    """
-
-    extractor_name = "parts"
-    _model: PartsTorch
-
-    def __init__(
-        self,
-        spec: FeatureSpec,
-        face_list: FaceList,
-        options: TorchOptions,
-        *,
-        handedness: Handedness,
-    ) -> None:
-        super().__init__(spec, face_list, options)
-        self._handedness: Handedness = handedness
-
-    def _graph(self, models: Mapping[str, Any], options: Mapping[str, Any]) -> TorchGraph[Any]:
-        from kpstore.extractors.mediapipe_models import PartsModels
-        from kpstore.extractors.parts_torch import PartsTorch
-
-        return PartsTorch(PartsModels(**models), handedness=self._handedness, **options)
-
-    def _tried_out(self, frames: Sequence[Image]) -> FoundRows:
-        return self._model.independent(frames)
-
-    def _found(self, images: Sequence[Image]) -> FoundRows:
-        return self._model.independent(images)
-
-
 def missing_for_torch() -> str:
     """Return what is not installed that the engine needs; ``""`` if nothing is missing."""
     try:
@@ -351,4 +246,4 @@ def missing_for_torch() -> str:
 
 def engine_of(made: Mapping[str, Any]) -> str:
     """Return the engine that made a feature, by its provenance."""
-    return str(made.get("parameters", {}).get("engine", "mediapipe"))
+    return str((made.get("parameters") or {}).get("engine", "mediapipe"))

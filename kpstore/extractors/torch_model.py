@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.errors import ExtractorError, InvalidError
+from kpstore.errors import ExtractorError, InvalidError, UnsupportedError
 from kpstore.extractors.base import is_whole, not_one_of
 from kpstore.extractors.devices import (
     TORCH_TYPES,
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import torch
 
 _log = logger(__name__)
+
+_MOST_AT_ONCE = 2**16
+"""Frames at once that a provenance may ask for: a store may come from anyone."""
 
 WeightsPath = Annotated[
     str | os.PathLike[str] | None,
@@ -79,7 +82,7 @@ class TorchModel(ABC):
 
     def _require_open(self) -> None:
         if self._model is None:
-            raise InvalidError(f"{type(self).__name__} is not open; call open() first")
+            raise InvalidError(f"{self.extractor_name} is not open; call open() first")
 
     @property
     def _torch_type(self) -> torch.dtype:
@@ -122,7 +125,7 @@ class TorchModel(ABC):
             name: one for name, one in made.items() if one.get("extractor") == self.extractor_name
         }
         numbers = [one.get("parameters", {}).get(self.at_once_option) for one in begun.values()]
-        known = [number for number in numbers if isinstance(number, int) and number > 0]
+        known = [one for one in numbers if is_whole(one) and 0 < one <= _MOST_AT_ONCE]
         self._has_record = bool(known) or not begun
         self._settled = bool(self._asked or begun)
         self._set_at_once(self._asked or next(iter(known), self._default(device)))
@@ -190,6 +193,11 @@ class TorchModel(ABC):
         ExtractorError
             If the memory does not suffice, or the model's results are not finite in this precision.
         """
+        if self.precision == "tf32" and not device.startswith("cuda"):
+            self.close()
+            raise UnsupportedError(
+                f"{self._name}: precision=tf32 is of GPUs, and this is {device!r}; use fp32"
+            )
         if not self._settled:
             self._set_at_once(self._default(device))
         if not device.startswith("cuda") and self.precision == "fp32":

@@ -20,7 +20,7 @@ from kpstore.extractors.holistic import HolisticExtractor
 from kpstore.extractors.holistic_torch import HolisticTorch
 from kpstore.extractors.mediapipe_models import HolisticModels
 from kpstore.extractors.mediapipe_torch import FoundRows
-from kpstore.extractors.torch_engine import HolisticEngine, engine_of
+from kpstore.extractors.torch_engine import TorchEngine, engine_of
 from kpstore.ingest.options import Options
 from kpstore.ingest.run import run_ingest
 from kpstore.schema.index import VideoRecord
@@ -201,7 +201,7 @@ def test_lack_of_memory_lowers_rows_of_a_call_or_names_the_videos_at_once(
     independent = HolisticTorch.independent
     monkeypatch.setattr(HolisticTorch, "step", step)
     # As on a GPU: several rows of a call by default, which are tried out.
-    monkeypatch.setattr(HolisticEngine, "default_at_once", {"cpu": 2, "cuda": 2})
+    monkeypatch.setattr(TorchEngine, "default_at_once", {"cpu": 2, "cuda": 2})
     extractor = HolisticExtractor(engine="torch", precision="bf16", batch_videos=asked)
     extractor.settle({}, "cpu")
     extractor._engine._settled = False  # type: ignore[union-attr]
@@ -236,7 +236,7 @@ def test_numbers_that_are_not_finite_fail_their_frame_alone() -> None:
     extractor.open()
     for row in (0, 1):
         extractor.start_row(row)
-    pose = cast("HolisticEngine", extractor._engine)._model._models.pose
+    pose = cast("TorchEngine", extractor._engine)._model._models.pose
     meant, calls = pose._meant, []
 
     def broken(*outputs: Any) -> Any:

@@ -16,7 +16,7 @@ from kpstore.extractors.tflite_file import read_tflite
 from kpstore.extractors.tflite_network import load_tflite
 from kpstore.extractors.tflite_operations import same_padding
 from tests.extractors.mediapipe_oracles import Stage, moving_clip
-from tests.extractors.tiny_tflite import sparse, tiny_model
+from tests.extractors.tiny_tflite import flexbuffer, sparse, tiny_model
 
 pytest.importorskip("mediapipe")
 
@@ -244,3 +244,77 @@ def test_bits_do_not_depend_on_the_place_of_a_number(function):
         assert torch.equal(position_free(function, numbers[start:end]), whole[start:end])
     strided = numbers.view(10, 100).T
     assert torch.equal(position_free(function, strided), whole.view(10, 100).T)
+
+
+# -- MediaPipe's own operations --------------------------------------------------------------------
+
+MATRIX = {
+    "left_rotation_idx": 0,
+    "output_height": 4,
+    "output_width": 4,
+    "right_rotation_idx": 1,
+    "scale_x": 1.5,
+    "scale_y": 1.5,
+    "subset_idxs": [0, 1, 2, 3],
+    "target_rotation_radians": 0.0,
+}
+CUT = {"output_height": 4, "output_width": 4}
+
+
+def looking_again(matrix=None, cut=None, factor=None):
+    """Pixels are points, which say what part of the picture is cut out."""
+    factor = np.float32([8]) if factor is None else factor
+    where = flexbuffer(MATRIX if matrix is None else matrix)
+    return (
+        [(1, 8, 8, 3), (1, 64, 3), (1, 64, 3), factor, (1, 4, 4), (1, 4, 4, 3)],
+        [
+            ("RESHAPE", (0,), 1, {}),
+            ("MUL", (1, 3), 2, {"FusedActivationFunction": 0}),
+            ("Landmarks2TransformMatrix", (2,), 4, where),
+            ("TransformTensorBilinear", (0, 4), 5, flexbuffer(CUT if cut is None else cut)),
+        ],
+    )
+
+
+def test_a_part_is_cut_out_where_points_are(written):
+    network = load_tflite(written(*looking_again()))
+    pictures = torch.rand(3, 3, 8, 8)
+    # Points at the corners of the left upper quarter, in eighths of the picture.
+    for number, (x, y) in enumerate([(0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5)]):
+        pictures[:, 0, 0, number], pictures[:, 1, 0, number] = x, y
+    (found,) = network(pictures)
+    # 1.5 times that quarter in four steps, of which the first begins a pixel off the picture.
+    at = torch.arange(4) * 1.5 - 0.75
+    assert (found[..., 0] == 0).all()
+    x, y = at[2], at[1]
+    left, top = int(x), int(y)
+    corner = pictures[:, :, top : top + 2, left : left + 2]
+    over, under = x - left, y - top
+    upper = (1 - over) * corner[..., 0, 0] + over * corner[..., 0, 1]
+    lower = (1 - over) * corner[..., 1, 0] + over * corner[..., 1, 1]
+    torch.testing.assert_close(found[:, :, 1, 2], (1 - under) * upper + under * lower)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"matrix": {**MATRIX, "left_rotation_idx": 64}},
+        {"matrix": {**MATRIX, "left_rotation_idx": -1}},
+        {"matrix": {**MATRIX, "left_rotation_idx": 1.5}},
+        {"matrix": {**MATRIX, "left_rotation_idx": "x"}},
+        {"matrix": {**MATRIX, "scale_x": float("nan")}},
+        {"matrix": {**MATRIX, "scale_y": 0.0}},
+        {"matrix": {**MATRIX, "target_rotation_radians": [1, 2]}},
+        {"matrix": {**MATRIX, "subset_idxs": []}},
+        {"matrix": {**MATRIX, "subset_idxs": [0, 1] * 50_000}},
+        {"matrix": {**MATRIX, "subset_idxs": 3}},
+        {"matrix": {"scale_x": 1.0}},
+        {"cut": {"output_height": 2**20, "output_width": 4}},
+        {"cut": {"output_height": True, "output_width": 4}},
+        {"factor": np.float32([[[8]]])},
+        {"factor": np.float32([8, 8])},
+    ],
+)
+def test_options_of_mediapipes_own_operations_are_not_believed(written, changed):
+    with pytest.raises(InvalidError, match="damaged"):
+        load_tflite(written(*looking_again(**changed)))

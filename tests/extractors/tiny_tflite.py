@@ -5,6 +5,7 @@ from __future__ import annotations
 import flatbuffers
 import numpy as np
 import tflite
+from flatbuffers import flexbuffers
 
 TYPES = {"float32": 0, "float16": 1, "int32": 2, "int8": 9}
 
@@ -26,6 +27,19 @@ def _options(builder, table, words):
 def sparse(shape, starts, indices):
     """What :func:`tiny_model` needs to know of a matrix whose rows are sparse."""
     return {"shape": shape, "starts": starts, "indices": indices}
+
+
+def flexbuffer(options):
+    """The bytes of an operation's own options; lists of whole numbers become typed vectors."""
+    builder = flexbuffers.Builder()
+    with builder.Map():
+        for word, value in options.items():
+            builder.Key(word)
+            if isinstance(value, list):
+                builder.TypedVectorFromElements(value)
+            else:
+                builder.Add(value)
+    return bytes(builder.Finish())
 
 
 def _sparsity(builder, about):
@@ -60,7 +74,8 @@ def tiny_model(tensors, operations, *, inputs=(0,), outputs=(-1,)):
     Parameters
     ----------
     tensors : each a shape, for what is computed; or an array; or (array, :func:`sparse`).
-    operations : each (name, inputs, output, options).
+    operations : each (name, inputs, output, options); one of MediaPipe's own has its options as
+        bytes.
     """
     builder = flatbuffers.Builder(1024)
     buffers, made = [np.zeros(0, np.uint8)], []
@@ -84,8 +99,11 @@ def tiny_model(tensors, operations, *, inputs=(0,), outputs=(-1,)):
     codes, done = [], []
     for number, (name, used, result, options) in enumerate(operations):
         table = {"CONV_2D": "Conv2DOptions", "ADD": "AddOptions"}.get(name)
-        table = table or {"MAX_POOL_2D": "Pool2DOptions"}.get(name)
+        table = table or {"MAX_POOL_2D": "Pool2DOptions", "MUL": "MulOptions"}.get(name)
         packed = _options(builder, table, options) if table else None
+        is_own = isinstance(options, bytes)
+        own = builder.CreateByteVector(options) if is_own else None
+        own_name = builder.CreateString(name) if is_own else None
         ends = [_vector(builder, list(one), builder.PrependInt32) for one in (used, (result,))]
         tflite.OperatorStart(builder)
         tflite.OperatorAddOpcodeIndex(builder, number)
@@ -94,9 +112,15 @@ def tiny_model(tensors, operations, *, inputs=(0,), outputs=(-1,)):
         if packed is not None:
             tflite.OperatorAddBuiltinOptionsType(builder, getattr(tflite.BuiltinOptions, table))
             tflite.OperatorAddBuiltinOptions(builder, packed)
+        if is_own:
+            tflite.OperatorAddCustomOptions(builder, own)
         done.append(tflite.OperatorEnd(builder))
         tflite.OperatorCodeStart(builder)
-        tflite.OperatorCodeAddDeprecatedBuiltinCode(builder, getattr(tflite.BuiltinOperator, name))
+        code = getattr(tflite.BuiltinOperator, "CUSTOM" if is_own else name)
+        tflite.OperatorCodeAddDeprecatedBuiltinCode(builder, code)
+        if is_own:
+            tflite.OperatorCodeAddCustomCode(builder, own_name)
+            tflite.OperatorCodeAddVersion(builder, 2)
         codes.append(tflite.OperatorCodeEnd(builder))
     return _finished(builder, made, done, codes, buffers, inputs, outputs)
 
