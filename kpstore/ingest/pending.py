@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import Backend
-from kpstore.errors import InvalidError
+from kpstore.errors import InvalidError, MismatchError
 from kpstore.extractors.base import AnyExtractor, frame_specs, goes_in_lockstep, settle
 from kpstore.ingest.options import Options
 from kpstore.ingest.plan import Task, plan_tasks
@@ -92,15 +92,13 @@ def make_plan(
         and any(spec.name in features for spec in extractor.specs)
         and not len(np.setdiff1d(np.flatnonzero(there), wanted))
     )
-    stored = {} if restart else features
-    begun = settle(
-        extractor, {name: one.provenance for name, one in stored.items()}, options.runs_on
-    )
-    # Asked for a new feature too: missing weights should show before anything runs.
-    provenance = extractor.provenance
-    for spec in extractor.specs:
-        if spec.name in stored:
-            check_same(stored[spec.name], spec, provenance[spec.name])
+    try:
+        begun = _begin(extractor, {} if restart else features, options)
+    except MismatchError:
+        if there.any():
+            raise
+        # A run that ended before it had extracted anything binds no other.
+        restart, begun = True, _begin(extractor, {}, options)
     task_frames = options.task_frames or _task_frames(
         extractor, index.n_frames[wanted], options.n_workers
     )
@@ -125,6 +123,23 @@ def make_plan(
         (*left_out, *notes, *begun),
         died_at,
     )
+
+
+def _begin(
+    extractor: AnyExtractor, stored: Mapping[str, fmt.StoredFeature], options: Options
+) -> tuple[str, ...]:
+    """Let an extractor go on with features that are stored; return notes.
+
+    :class:`MismatchError` if its rows would not mean the same.
+    """
+    made = {name: one.provenance for name, one in stored.items()}
+    notes = settle(extractor, made, options.runs_on)
+    # Asked for a new feature too: missing weights should show before anything runs.
+    provenance = extractor.provenance
+    for spec in extractor.specs:
+        if spec.name in stored:
+            check_same(stored[spec.name], spec, provenance[spec.name])
+    return notes
 
 
 def _died_at(backend: Backend) -> frozenset[str]:
