@@ -77,12 +77,11 @@ def _odd(
     values: NDArray[np.floating],
     done: NDArray[np.bool_],
 ) -> Iterator[Finding]:
-    mask = spec.companion(MASK)
+    mask, odd = spec.companion(MASK), maybe_not_finite(values)
     if mask in arrays:
         in_row = tuple(range(1, values.ndim))
-        some = maybe_not_finite(values)
-        lacking = np.arange(len(values))[some]
-        lacking = lacking[done[some] & np.isnan(values[some]).any(axis=in_row)]
+        lacking = np.arange(len(values))[odd]
+        lacking = lacking[done[odd] & np.isnan(values[odd]).any(axis=in_row)]
         missing, detected = np.isnan(values[lacking]), arrays[mask][lacking]
         slices = part_slices(spec)
         for column, part in enumerate(part_names(spec)):
@@ -95,12 +94,22 @@ def _odd(
             fewer[lacking] = detected[:, column] & some.any(axis=in_row) & ~some.all(axis=in_row)
             what = f"lacks some points or coordinates of {part}"
             yield Finding(spec.name, what, fewer, is_problem=False)
-    if spec.labels.get("space") and values.ndim == 3 and _reach(values) > FAR:
+    if spec.labels.get("space") and values.ndim == 3 and _reach(values, odd) > FAR:
         far = (np.abs(values[..., :2]) > FAR).any(axis=(1, 2))
         yield Finding(spec.name, f"is more than {FAR:g} pictures away", far, is_problem=False)
 
 
-def _reach(values: NDArray[np.floating]) -> float:
-    """Return the largest absolute value; NaN if there is none."""
-    least, most = (f.reduce(values, axis=None, initial=np.nan) for f in (np.fmin, np.fmax))
+def _reach(values: NDArray[np.floating], odd: NDArray[np.int64] | slice) -> float:
+    """Return the largest absolute value; NaN if there is none.
+
+    Parameters
+    ----------
+    odd : the rows that may hold NaN; without any, numpy compares many times faster.
+    """
+    if isinstance(odd, slice) or len(odd):
+        least, most = (f.reduce(values, axis=None, initial=np.nan) for f in (np.fmin, np.fmax))
+    elif values.size:
+        least, most = values.min(), values.max()
+    else:
+        return float("nan")
     return float(max(most, -least))

@@ -142,17 +142,41 @@ class Statuses:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._blocks: list[NDArray[np.uint8]] = []
+        self._n_odd = [0]
+        """Number of blocks before each that hold anything but done frames."""
 
     def add(self, span: Span, status: NDArray[np.uint8]) -> None:
         """Add the states of the next rows, (rows,) uint8."""
         if span.is_written:
             self._starts.append(span.start)
             self._blocks.append(status)
+            self._n_odd.append(self._n_odd[-1] + int((status != State.DONE).any()))
+
+    def _within(self, rows: slice) -> tuple[int, int]:
+        """Return the first block of some rows, and the last + 1."""
+        first = max(0, bisect_right(self._starts, rows.start) - 1)
+        return first, max(first, bisect_left(self._starts, rows.stop))
+
+    def are_surely_done(self, rows: slice) -> bool:
+        """Whether all of a video's frames are done, as is all that is stored beside them.
+
+        Without looking at the frames: of nearly all videos this is true.
+        """
+        first, end = self._within(rows)
+        if self._n_odd[end] != self._n_odd[first]:
+            return False
+        starts, blocks = self._starts[first:end], self._blocks[first:end]
+        stops = [start + len(block) for start, block in zip(starts, blocks, strict=True)]
+        return (
+            bool(starts)
+            and starts[0] <= rows.start
+            and stops[-1] >= rows.stop
+            and starts[1:] == stops[:-1]  # no run between them that nobody wrote
+        )
 
     def of(self, rows: slice) -> NDArray[np.uint8]:
         """Return the states of a video's frames, of which one stands for all that nobody wrote."""
-        first = max(0, bisect_right(self._starts, rows.start) - 1)
-        end = max(first, bisect_left(self._starts, rows.stop))
+        first, end = self._within(rows)
         found = [
             block[max(0, rows.start - start) : rows.stop - start]
             for start, block in zip(self._starts[first:end], self._blocks[first:end], strict=True)
