@@ -60,10 +60,12 @@ class _Cut(NamedTuple):
 
     Parameters
     ----------
+    file : path of its file.
     begin : the first bytes of the header, as Blosc wrote them.
     starts, stops : of each block, offset of its first byte, and after its last.
     """
 
+    file: str
     begin: bytes
     starts: list[int]
     stops: list[int]
@@ -106,36 +108,28 @@ class BloscStrips:
     def read_into(self, number: int, places: Mapping[int, NDArray[np.generic]]) -> None:
         """Decode some blocks; see :class:`kpstore.backends.chunks.Strips`."""
         try:
-            place = self._places[number]
-            if place is None:
-                for out in places.values():
-                    out[...] = self._meta.fill
-                return
-            found = self._read(place, number, places)
+            if number not in self._cuts:
+                place = self._places[number]
+                if place is None:
+                    for out in places.values():
+                        out[...] = self._meta.fill
+                    return
+                self._cuts[number] = self._read_cut(place)
+            cut = self._cuts[number]
+            if cut is not None:
+                file = opened(cut.file)
+                for start, out in places.items():
+                    self._read_block(file.number, cut, start // self.rows, out)
         except NOT_READ as error:
             raise self._unreadable(number, error) from error
-        if not found:
+        if cut is None:
             like = next(iter(places.values()))
             whole = np.empty((self._meta.chunk_rows, *like.shape[1:]), dtype=like.dtype)
             self._read_whole(number, whole)
             for start, out in places.items():
                 out[...] = whole[start : start + len(out)]
 
-    def _read(
-        self, place: ChunkPlace, number: int, places: Mapping[int, NDArray[np.generic]]
-    ) -> bool:
-        """Decode blocks from the chunk's file; return whether it is divided like the others."""
-        file = opened(place.file)
-        if number not in self._cuts:
-            self._cuts[number] = self._read_cut(file.number, place)
-        cut = self._cuts[number]
-        if cut is None:
-            return False
-        for start, out in places.items():
-            self._read_block(file.number, cut, start // self.rows, out)
-        return True
-
-    def _read_cut(self, file: int, place: ChunkPlace) -> _Cut | None:
+    def _read_cut(self, place: ChunkPlace) -> _Cut | None:
         """Return how a chunk is divided; None if otherwise than into blocks of ``rows``.
 
         All offsets are checked, because they come from a file that may be damaged.
@@ -143,7 +137,8 @@ class BloscStrips:
         if place.inline is not None or place.offset:
             return None
         n_strips, stop = self._meta.chunk_rows // self.rows, place.length - self._n_check
-        content = os.pread(file, BLOSC_HEADER.size + 4 * n_strips, 0)
+        file = opened(place.file)
+        content = os.pread(file.number, BLOSC_HEADER.size + 4 * n_strips, 0)
         if len(content) < BLOSC_HEADER.size:
             return None
         begin, *sizes = BLOSC_HEADER.unpack_from(content)
@@ -151,13 +146,13 @@ class BloscStrips:
             return None
         if begin[2] & _STORED:
             ends = [BLOSC_HEADER.size + block * self._strip_bytes for block in range(n_strips + 1)]
-            return _Cut(begin, ends[:-1], ends[1:])
+            return _Cut(place.file, begin, ends[:-1], ends[1:])
         starts = np.frombuffer(content, "<i4", offset=BLOSC_HEADER.size).tolist()
         if len(starts) != n_strips or min(starts) < len(content) or max(starts) >= stop:
             return None
         # Several threads may have compressed them, so they are in any order.
         stop_of = dict(pairwise([*sorted(starts), stop]))
-        return _Cut(begin, starts, [stop_of[start] for start in starts])
+        return _Cut(place.file, begin, starts, [stop_of[start] for start in starts])
 
     def _read_block(self, file: int, cut: _Cut, block: int, out: NDArray[np.generic]) -> None:
         start, stop = cut.starts[block], cut.stops[block]
