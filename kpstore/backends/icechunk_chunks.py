@@ -36,6 +36,7 @@ from kpstore.backends.icechunk_strips import (
     BloscStrips,
     blocksize,
     encoded,
+    is_lack_of_files,
     rows_in_strips,
 )
 from kpstore.backends.mapping import FilePiece, map_chunks
@@ -398,7 +399,12 @@ class LocalChunks:
             raise self._unreadable(number, error) from error
 
     def _unreadable(self, number: int, error: Exception) -> CorruptError:
-        """Return the error of a chunk that cannot be read, or raise that of a removed version."""
+        """Return the error of a chunk that cannot be read.
+
+        That of a removed version, and of too many open files, is raised.
+        """
+        if is_lack_of_files(error):
+            raise error
         at = ""
         with suppress(ValueError):
             if (place := self._places[number]) is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk_codec import BLOSC_HEADER
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
-from kpstore.backends.open_files import opened
+from kpstore.backends.open_files import TOO_MANY, OpenFiles
 from kpstore.backends.scratch import Scratch
 from kpstore.errors import CorruptError
 
@@ -37,6 +37,11 @@ NOT_READ = (OSError, RuntimeError, ValueError)
 
 encoded = Scratch()
 """Where bytes of chunks are read to, to be decoded at once."""
+
+
+def is_lack_of_files(error: Exception) -> bool:
+    """Whether an error says that too many files are open, and nothing about a chunk."""
+    return isinstance(error, OSError) and error.errno in TOO_MANY
 
 
 def rows_per_strip(meta: ArrayMeta) -> int:
@@ -104,6 +109,7 @@ class BloscStrips:
         self._read_whole, self._unreadable = read_whole, unreadable
         self._strip_bytes = rows * meta.row_bytes
         self._cuts: dict[int, _Cut | None] = {}
+        self._files = OpenFiles()
 
     def read_into(self, number: int, places: Mapping[int, NDArray[np.generic]]) -> None:
         """Decode some blocks; see :class:`kpstore.backends.chunks.Strips`."""
@@ -117,10 +123,12 @@ class BloscStrips:
                 self._cuts[number] = self._read_cut(place)
             cut = self._cuts[number]
             if cut is not None:
-                file = opened(cut.file)
+                file = self._files.at(cut.file)
                 for start, out in places.items():
                     self._read_block(file.number, cut, start // self.rows, out)
         except NOT_READ as error:
+            if (known := self._cuts.get(number)) is not None:
+                self._files.drop(known.file)
             raise self._unreadable(number, error) from error
         if cut is None:
             like = next(iter(places.values()))
@@ -137,7 +145,7 @@ class BloscStrips:
         if place.inline is not None or place.offset:
             return None
         n_strips, stop = self._meta.chunk_rows // self.rows, place.length - self._n_check
-        file = opened(place.file)
+        file = self._files.at(place.file)
         content = os.pread(file.number, BLOSC_HEADER.size + 4 * n_strips, 0)
         if len(content) < BLOSC_HEADER.size:
             return None

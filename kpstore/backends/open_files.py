@@ -1,12 +1,10 @@
-"""Files that stay open for reading, as to open one takes longer than to read a little of it.
-
-For files that never change. One that is deleted stays readable, and its space in use, while it is
-open, as one that is mapped.
-"""
+"""Files that stay open for reading, as to open one takes longer than to read a little of it."""
 
 from __future__ import annotations
 
+import errno
 import os
+import weakref
 
 try:
     from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
@@ -18,7 +16,9 @@ else:
         _MOST_OF_PROCESS = 2**16
 
 MOST_OPEN = max(1, min(1024, _MOST_OF_PROCESS // 4))
-"""A quarter of what this process may open."""
+"""Of all that are kept: a quarter of what this process may open."""
+TOO_MANY = (errno.EMFILE, errno.ENFILE)
+"""Numbers of errors that say nothing about the file."""
 
 
 class OpenFile:
@@ -29,7 +29,7 @@ class OpenFile:
     number : its file descriptor.
     """
 
-    __slots__ = ("number",)
+    __slots__ = ("__weakref__", "number")
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -39,21 +39,46 @@ class OpenFile:
             os.close(self.number)
 
 
-_open: dict[str, OpenFile] = {}
+_kept: weakref.WeakSet[OpenFile] = weakref.WeakSet()
+"""Files that any :class:`OpenFiles` keeps, or that are in use."""
 
 
-def opened(path: str) -> OpenFile:
-    """Return a file of this process, open for reading; :class:`OSError` if it cannot be opened.
+class OpenFiles:
+    """Some files of one reader, which never change; they are closed with it.
 
     Safe to use from several threads and after a fork, without a lock: a thread that uses a file
-    refers to it, so that another one that drops it does not close it.
+    refers to it, so that another one that drops it does not close it. A file that is deleted stays
+    readable while it is kept, as one that is mapped.
     """
-    found = _open.get(path)
-    if found is None:
-        while len(_open) >= MOST_OPEN:
-            try:
-                _open.pop(next(iter(_open)), None)
-            except (RuntimeError, StopIteration):  # another thread was here meanwhile
-                continue
-        found = _open[path] = OpenFile(path)
-    return found
+
+    def __init__(self) -> None:
+        self._files: dict[str, OpenFile] = {}
+
+    def at(self, path: str) -> OpenFile:
+        """Return a file, open for reading; :class:`OSError` if it cannot be opened."""
+        found = self._files.get(path)
+        if found is not None:
+            return found
+        if len(_kept) >= MOST_OPEN:
+            self._drop_oldest()
+        try:
+            found = OpenFile(path)
+        except OSError as error:
+            if error.errno not in TOO_MANY or not self._files:
+                raise
+            self._files.clear()
+            found = OpenFile(path)
+        if len(_kept) < MOST_OPEN:
+            _kept.add(found)
+            self._files[path] = found
+        return found
+
+    def _drop_oldest(self) -> None:
+        try:
+            self._files.pop(next(iter(self._files)), None)
+        except (RuntimeError, StopIteration):  # another thread was here, or others keep them
+            return
+
+    def drop(self, path: str) -> None:
+        """Close a file that could not be read: another one may come in its place."""
+        self._files.pop(path, None)

@@ -94,11 +94,12 @@ def make_plan(
     )
     try:
         begun = _begin(extractor, {} if restart else features, options)
-    except MismatchError:
-        if there.any():
+    except MismatchError as error:
+        if there.any() or not _are_of_such_a_run(extractor, features):
             raise
         # A run that ended before it had extracted anything binds no other.
-        restart, begun = True, _begin(extractor, {}, options)
+        begun = (f"begun anew, as nothing was extracted: {error}", *_begin(extractor, {}, options))
+        restart = True
     task_frames = options.task_frames or _task_frames(
         extractor, index.n_frames[wanted], options.n_workers
     )
@@ -140,6 +141,17 @@ def _begin(
         if spec.name in stored:
             check_same(stored[spec.name], spec, provenance[spec.name])
     return notes
+
+
+def _are_of_such_a_run(extractor: AnyExtractor, features: Mapping[str, fmt.StoredFeature]) -> bool:
+    """Whether an ingest with an extractor of this name made these features, on the same axes."""
+    provenance = extractor.provenance
+    pairs = [(features[spec.name], spec) for spec in extractor.specs if spec.name in features]
+    return all(
+        one.provenance.get("extractor") == provenance[spec.name].get("extractor")
+        and one.spec.axis == spec.axis
+        for one, spec in pairs
+    )
 
 
 def _died_at(backend: Backend) -> frozenset[str]:

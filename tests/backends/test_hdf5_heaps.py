@@ -79,3 +79,20 @@ def test_any_bytes_are_left_to_the_library(tmp_path: Path, libver: str) -> None:
             assert "leads back" in str(error)  # noqa: PT017
     check_heaps(tmp_path / "no")
     check_heaps(tmp_path)
+
+
+def test_a_group_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["aaa/b"] = np.zeros(3)
+        group = file.create_group("zzz")
+        address = h5py.h5o.get_info(group.id).addr
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"HEAP", content.index(b"HEAP") + 1)
+    data = int.from_bytes(content[heap + 24 : heap + 32], "little")
+    content[heap + 16 : heap + 24] = (32).to_bytes(8, "little")
+    content[data + 32 : data + 40] = (32).to_bytes(8, "little")
+    link = content.index(address.to_bytes(8, "little"), content.index(b"SNOD"))
+    content[link : link + 8] = (1 << 40).to_bytes(8, "little")
+    with pytest.raises(CorruptError):
+        check_heaps(written(path, bytes(content)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from kpstore.backends import open_files
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk import IcechunkBackend
 from kpstore.backends.icechunk_chunks import LocalChunks
@@ -188,6 +191,37 @@ def test_a_damaged_file_is_one_clear_line(backend: IcechunkBackend, damage: str)
     with pytest.raises(CorruptError, match=r"chunk 3 at .*cannot be read") as caught:
         chunks.strips.read_into(3, {CHUNK - STRIP: np.empty((STRIP, WIDTH), np.float32)})
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_was_copied_again_is_read_again(
+    backend: IcechunkBackend, tmp_path: Path
+) -> None:
+    """Files stay open; one that could not be read does not, as another may come in its place."""
+    chunks = chunks_of(backend, commit(backend))
+    path, place = file_of(chunks, 3), {CHUNK - STRIP: np.empty((STRIP, WIDTH), np.float32)}
+    whole = path.read_bytes()
+    assert chunks.strips is not None
+    chunks.strips.read_into(3, place)
+    os.truncate(path, 100)
+    with pytest.raises(CorruptError):
+        chunks.strips.read_into(3, place)
+    (tmp_path / "again").write_bytes(whole)
+    os.replace(tmp_path / "again", path)
+    check_strips(chunks)
+
+
+def test_too_many_open_files_are_no_damage(
+    backend: IcechunkBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = chunks_of(backend, commit(backend))
+
+    def none_left(path: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(open_files, "OpenFile", none_left)
+    assert chunks.strips is not None
+    with pytest.raises(OSError, match="Too many open files"):
+        chunks.strips.read_into(3, {0: np.empty((STRIP, WIDTH), np.float32)})
 
 
 class Counts:

@@ -601,3 +601,13 @@ def test_two_features_live_side_by_side(ingested: kpstore.Store, tmp_path: Path)
     second = ingest(tmp_path / "s.kps", extractor=Other(chunk_rows=8))
     assert_same(ingested, second)
     np.testing.assert_array_equal(second["others"][:], second["points"][:])
+
+
+def test_a_feature_that_somebody_described_is_not_made_anew(tmp_path: Path) -> None:
+    """Nothing was done, but it is no run that ended before it began."""
+    spec = replace(extractor().spec, axis="video")
+    with kpstore.create(tmp_path / "s.kps").transaction("by hand") as tx:
+        tx.add_feature(spec, {"extractor": "my script"})
+    with pytest.raises(MismatchError, match="is stored with axis"):
+        ingest(tmp_path / "s.kps")
+    assert kpstore.open(tmp_path / "s.kps").feature("points").axis == "video"
