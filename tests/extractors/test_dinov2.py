@@ -701,11 +701,9 @@ def test_however_it_is_cut_it_gives_the_same_bytes(
 ) -> None:
     """Tasks of one video and of all, in this process and another, one video before the others."""
     pytest.importorskip("distributed")
-    for number, (workers, task_frames, first) in enumerate(
-        [(0, 100, 3), (0, 1, 3), (0, 7, 1), (1, 1, 3)]
-    ):
+    for number, (workers, task_frames, first) in enumerate([(0, 100, 3), (0, 7, 1), (1, 1, 3)]):
         store = tmp_path / f"{number}.kps"
-        for videos in (first, 3):
+        for videos in sorted({first, 3}):
             extractor = Dinov2Extractor(model="dinov2_tiny", weights=folder, batch_size=4)
             source = VideosSource(clips, max_videos_per_split=videos)
             run_ingest(

