@@ -78,7 +78,7 @@ class StoreFile:
         try:
             with open_checked(self._path) as file:
                 return has_item(file, HOME) and "head" in item_of(file, HOME).attrs
-        except (*DAMAGE, CorruptError):
+        except DAMAGE:
             return _looks_like_hdf5(self._path)  # and opening it will tell what is wrong
 
     def _require(self) -> None:

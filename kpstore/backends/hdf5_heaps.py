@@ -19,7 +19,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_GROUPS, _MOST_BYTES, _MOST_PARTS = 1000, 2**26, 2**18
 """Groups, bytes and free parts that are looked at: this is done whenever a file is opened."""
 _END_OF_LIST = 1
-UNREADABLE = (OSError, ValueError, IndexError, OverflowError)
+_NOT_READ = (OSError, ValueError, IndexError, OverflowError)
 _SYMBOL_TABLE, _CONTINUED = 0x11, 0x10
 
 
@@ -40,7 +40,7 @@ def check_heaps(path: Path) -> None:
         return
     try:
         _Groups(number, path).look()
-    except UNREADABLE:
+    except _NOT_READ:
         return
     finally:
         os.close(number)
@@ -69,7 +69,7 @@ class _Groups:
                 for tree, heap in self._symbol_tables(header):
                     self._check_list(heap)
                     left += self._members(tree)
-            except UNREADABLE:  # the library will not open it either
+            except _NOT_READ:  # the library will not open it either
                 continue
 
     def _read(self, at: int, size: int) -> bytes:

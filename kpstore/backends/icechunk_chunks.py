@@ -36,10 +36,10 @@ from kpstore.backends.icechunk_strips import (
     BloscStrips,
     blocksize,
     encoded,
-    is_lack_of_files,
     rows_in_strips,
 )
 from kpstore.backends.mapping import FilePiece, map_chunks
+from kpstore.backends.open_files import are_too_many
 from kpstore.budget import SPARE_BYTES, VARIABLE
 from kpstore.errors import CorruptError, InvalidError
 
@@ -403,7 +403,7 @@ class LocalChunks:
 
         That of a removed version, and of too many open files, is raised.
         """
-        if is_lack_of_files(error):
+        if are_too_many(error):
             raise error
         at = ""
         with suppress(ValueError):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk_codec import BLOSC_HEADER
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
-from kpstore.backends.open_files import TOO_MANY, OpenFiles
+from kpstore.backends.open_files import OpenFiles
 from kpstore.backends.scratch import Scratch
 from kpstore.errors import CorruptError
 
@@ -37,11 +37,6 @@ NOT_READ = (OSError, RuntimeError, ValueError)
 
 encoded = Scratch()
 """Where bytes of chunks are read to, to be decoded at once."""
-
-
-def is_lack_of_files(error: Exception) -> bool:
-    """Whether an error says that too many files are open, and nothing about a chunk."""
-    return isinstance(error, OSError) and error.errno in TOO_MANY
 
 
 def rows_per_strip(meta: ArrayMeta) -> int:

@@ -17,8 +17,11 @@ else:
 
 MOST_OPEN = max(1, min(1024, _MOST_OF_PROCESS // 4))
 """Of all that are kept: a quarter of what this process may open."""
-TOO_MANY = (errno.EMFILE, errno.ENFILE)
-"""Numbers of errors that say nothing about the file."""
+
+
+def are_too_many(error: Exception) -> bool:
+    """Whether an error says that too many files are open, and nothing about one."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 class OpenFile:
@@ -64,7 +67,7 @@ class OpenFiles:
         try:
             found = OpenFile(path)
         except OSError as error:
-            if error.errno not in TOO_MANY or not self._files:
+            if not are_too_many(error) or not self._files:
                 raise
             self._files.clear()
             found = OpenFile(path)

@@ -32,3 +32,13 @@ def position_free(function: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
 def sigmoid(numbers: Tensor) -> Tensor:
     """Return logistic values whose bits do not depend on where a number stands."""
     return position_free(torch.sigmoid, numbers)
+
+
+def sine(angle: Tensor) -> Tensor:
+    """Return sines, rounded once, so that they hardly depend on the processor."""
+    return position_free(torch.sin, angle.double()).float()
+
+
+def cosine(angle: Tensor) -> Tensor:
+    """Return cosines, rounded once."""
+    return position_free(torch.cos, angle.double()).float()

@@ -56,6 +56,15 @@ def mediapipe_version() -> str:
 def model_hashes(names: Iterable[str], folder: Path | None = None) -> dict[str, str]:
     """Return the SHA-256 of MediaPipe's model files by name, without importing it.
 
+    The parameters and errors are those of :func:`check_models`.
+    """
+    place = check_models(names, folder)
+    return {Path(name).name: file_sha256(place / name) for name in names}
+
+
+def check_models(names: Iterable[str], folder: Path | None = None) -> Path:
+    """Return the folder of MediaPipe's models, in which some are to be.
+
     Parameters
     ----------
     names : paths inside its ``modules`` folder, such as
@@ -84,7 +93,7 @@ def model_hashes(names: Iterable[str], folder: Path | None = None) -> dict[str, 
             "put the file there, or with --engine torch into a folder that --models names "
             '(pip install "kpstore[mediapipe]" brings a version that holds all other models)'
         )
-    return {Path(name).name: file_sha256(folder / name) for name in names}
+    return folder
 
 
 def bundled_models() -> list[str]:

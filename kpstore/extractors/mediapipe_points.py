@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kpstore.extractors.elementwise import sigmoid
-from kpstore.extractors.mediapipe_regions import cosine, sine
+from kpstore.extractors.elementwise import cosine, sigmoid, sine
 
 HEAT_KERNEL = 9
 """Width of the window in a heat map. The graph of MediaPipe says 7, but its Python package drops

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kpstore.extractors.elementwise import position_free
+from kpstore.extractors.elementwise import cosine, position_free, sine
 from kpstore.extractors.mediapipe_crops import float32
 
 FLOAT_MIN = 1.1754943508222875e-38
@@ -45,16 +45,6 @@ class TrackingLimits:
 
 HAND_LIMITS = TrackingLimits(degrees=40.0, shift=0.2, growth=0.4, margin=-0.1)
 FACE_LIMITS = TrackingLimits(degrees=15.0, shift=0.1, growth=0.3, margin=-0.2)
-
-
-def sine(angle: Tensor) -> Tensor:
-    """Return sines, rounded once, so that they hardly depend on the processor."""
-    return position_free(torch.sin, angle.double()).float()
-
-
-def cosine(angle: Tensor) -> Tensor:
-    """Return cosines, rounded once."""
-    return position_free(torch.cos, angle.double()).float()
 
 
 def normalized_angle(angle: Tensor) -> Tensor:

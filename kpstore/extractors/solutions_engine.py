@@ -15,6 +15,7 @@ from kpstore.extractors.base import Extracted
 from kpstore.extractors.mediapipe import (
     FoundParts,
     check_image,
+    check_models,
     fill_row,
     load_solutions,
     mediapipe_version,
@@ -91,7 +92,7 @@ class SolutionsEngine(ABC):
 
     def open(self, device: str) -> None:
         """Build the solutions; they run on the CPU, and another device is logged and ignored."""
-        model_hashes(self._models)  # before MediaPipe tries to download a missing model
+        check_models(self._models)  # before MediaPipe tries to download a missing model
         if device != "cpu":
             _log.info("MediaPipe's solutions run on the CPU only; device %r is ignored", device)
         solutions = load_solutions()

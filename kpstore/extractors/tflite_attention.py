@@ -12,13 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kpstore.extractors.elementwise import position_free
+from kpstore.extractors.elementwise import cosine, position_free, sine
 
 
 def _rotated(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Return coordinates (rows, …) turned by angles (rows, 1), in float32."""
-    exact = angle.double()
-    cos, sin = (position_free(one, exact).float() for one in (torch.cos, torch.sin))
+    cos, sin = cosine(angle), sine(angle)
     return cos * x - sin * y, sin * x + cos * y
 
 

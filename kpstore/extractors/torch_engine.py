@@ -15,7 +15,7 @@ from kpstore.errors import ExtractorError, MissingExtraError
 from kpstore.extractors.base import Extracted, check_image
 from kpstore.extractors.devices import Precision, find_device, is_out_of_memory
 from kpstore.extractors.libraries import library_versions
-from kpstore.extractors.mediapipe import model_hashes, select_face
+from kpstore.extractors.mediapipe import check_models, model_hashes, select_face
 from kpstore.extractors.torch_model import TorchModel
 from kpstore.schema.feature import FeatureRows, FeatureSpec
 from kpstore.schema.layout import PART_SLICES, PARTS, FaceList
@@ -136,7 +136,7 @@ class TorchEngine(TorchModel):
 
     def open(self, device: str) -> None:
         """Load the models to a device, and try them out there."""
-        model_hashes(self._options.names, self._options.folder)  # says which model is missing
+        check_models(self._options.names, self._options.folder)
         self._device = find_device(device, self.extractor_name)
         self._build()
         self._opened(device)

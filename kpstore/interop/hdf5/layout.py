@@ -15,7 +15,7 @@ from kpstore.backends.hdf5_heaps import open_checked
 from kpstore.backends.hdf5_items import bytes_of, datasets_of, item_of, read_numbers
 from kpstore.backends.hdf5_text import TEXT_BYTES, is_text, read_texts
 from kpstore.budget import MemoryBudget
-from kpstore.errors import DAMAGE, CorruptError, InvalidError
+from kpstore.errors import DAMAGE, InvalidError
 from kpstore.interop.files import damage_named
 
 MARK = "kpstore_export"
@@ -50,7 +50,7 @@ def recognises(path: Path) -> bool:
                 return False
         with open_checked(path) as file:
             return MARK in file.attrs
-    except (OSError, RuntimeError, CorruptError):
+    except (OSError, RuntimeError):
         return False
 
 
