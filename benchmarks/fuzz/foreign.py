@@ -93,7 +93,10 @@ def embeddings() -> Iterator[bytes]:
 
 
 def hdf5_files() -> Iterator[bytes]:
-    """Yield an export, and small files of others: rows with and without text, in other layouts."""
+    """Yield an export, and small files of others: rows with and without text, in other layouts.
+
+    The last have groups of HDF5's older kind and its newer in one another, and external files.
+    """
     yield from exported("hdf5", compression="gzip")()
     for options in ({}, {"chunks": (2,)}, {"chunks": (2,), "compression": "lzf"}):
         file = io.BytesIO()
@@ -101,6 +104,13 @@ def hdf5_files() -> Iterator[bytes]:
             opened["points"] = np.arange(12, dtype=np.float32).reshape(4, 3)
             ids = ["a", "a", "b", "b"]
             opened.create_dataset("video_ids", data=ids, dtype=h5py.string_dtype(), **options)
+        yield file.getvalue()
+    for newer in (False, True):
+        file = io.BytesIO()
+        with h5py.File(file, "w", track_order=newer) as opened:
+            group = opened.create_group("a", track_order=not newer)
+            group.create_group("b", track_order=newer)["points"] = np.zeros((4, 3), np.float32)
+            group.create_dataset("c", (4,), "f4", external=[("elsewhere/x.raw", 0, 16)])
         yield file.getvalue()
 
 

@@ -21,7 +21,7 @@ from kpstore.backends.checksums import checksum
 from kpstore.backends.chunks import Chunks
 from kpstore.backends.gathered import Touched
 from kpstore.backends.hdf5_file import Session, StoreFile
-from kpstore.backends.hdf5_items import has_item, item_of
+from kpstore.backends.hdf5_items import has_item, item_of, remove_item
 from kpstore.backends.hdf5_records import (
     CONTINUED,
     DAMAGE,
@@ -238,7 +238,7 @@ class Changes(Session):
         delta = self._array_delta(name)
         with self._writing():
             if delta is None:
-                del file[name]
+                remove_item(file, name)
                 if self._delta.arrays[name] is None:
                     del self._delta.arrays[name]
             else:

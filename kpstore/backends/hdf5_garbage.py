@@ -13,7 +13,7 @@ import numpy as np
 
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends.checksums import same_bits
-from kpstore.backends.hdf5_items import has_item, item_of
+from kpstore.backends.hdf5_items import has_item, item_of, look_through
 from kpstore.backends.hdf5_records import (
     DAMAGE,
     HOME,
@@ -192,6 +192,7 @@ def _copy_items(source: h5py.Group, target: h5py.Group, but: str = "") -> None:
         if layout.is_array(item):
             layout.copy_array(item, target, name)
         else:  # of another program
+            look_through(item)
             source.copy(item, target, name=name)
 
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from kpstore.backends.hdf5_heaps import check_object
 from kpstore.errors import InvalidError
 
 MOST_DEEP = 100
@@ -41,6 +42,8 @@ def item_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
         If it does not exist.
     InvalidError
         If it, or a group on the way to it, is a link, or its values lie in other files.
+    CorruptError
+        As :func:`check_object`.
     """
     found: h5py.Group | h5py.Dataset = group
     for part in name.split("/"):
@@ -48,13 +51,14 @@ def item_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
             continue
         if not isinstance(found, h5py.Group) or not has_item(found, part):
             raise KeyError(f"{name!r} is missing in {group.name}")
-        kind = found.id.links.get_info(part.encode()).type
-        if kind != h5py.h5l.TYPE_HARD:
-            what = _KINDS.get(kind, "a link of an unknown kind")
+        link = found.id.links.get_info(part.encode())
+        if link.type != h5py.h5l.TYPE_HARD:
+            what = _KINDS.get(link.type, "a link of an unknown kind")
             raise InvalidError(
                 f"{group.file.filename}: {name!r} is {what}, which is not followed, as the file "
                 "may come from anyone; copy what it leads to into the file"
             )
+        check_object(found, link.u)
         found = found[part]
     if isinstance(found, h5py.Dataset) and _lies_elsewhere(found):
         raise InvalidError(
@@ -64,37 +68,55 @@ def item_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     return found
 
 
+def remove_item(group: h5py.Group, name: str) -> None:
+    """Remove an item, errors as those of :func:`item_of`."""
+    item_of(group, name)  # the library opens what it removes
+    del group[name]
+
+
 def _lies_elsewhere(array: h5py.Dataset) -> bool:
     plist = array.id.get_create_plist()
     return bool(plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count() > 0)
 
 
-def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield all datasets of a file with their full names, each once, without following links.
+def look_through(item: h5py.Group | h5py.Dataset) -> None:
+    """Look at all that is below an item before the library does, errors as :func:`datasets_of`."""
+    if isinstance(item, h5py.Group):
+        for _ in datasets_of(item):
+            pass
 
-    :class:`InvalidError` for groups that are nested too deeply.
+
+def datasets_of(top: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Yield all datasets below a group with their paths, each once, without following links.
+
+    Raises
+    ------
+    InvalidError
+        If groups are nested too deeply.
+    CorruptError
+        As :func:`check_object`.
     """
-    seen: set[tuple[int, int]] = set()
-    left: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
+    seen: set[int] = set()
+    left: list[tuple[str, h5py.Group, int]] = [("", top, 0)]
     while left:
         path, group, depth = left.pop()
         if depth > MOST_DEEP:
             raise InvalidError(
-                f"{file.filename}: its groups are nested more than {MOST_DEEP} deep; copy what is "
-                "to be read nearer to the root"
+                f"{top.file.filename}: its groups are nested more than {MOST_DEEP} deep; copy what "
+                "is to be read nearer to the root"
             )
         for name in group:
-            if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            raw = name.encode() if isinstance(name, str) else name  # what is not UTF-8
+            link = group.id.links.get_info(raw)
+            if link.type != h5py.h5l.TYPE_HARD or link.u in seen:
                 continue
-            item = group[name]
-            about = h5py.h5o.get_info(item.id)
-            if (about.fileno, about.addr) in seen:
-                continue
-            seen.add((about.fileno, about.addr))
+            seen.add(link.u)
+            check_object(group, link.u)
+            item, full = group[name], path + raw.decode(errors="backslashreplace")
             if isinstance(item, h5py.Group):
-                left.append((f"{path}{name}/", item, depth + 1))
+                left.append((f"{full}/", item, depth + 1))
             elif isinstance(item, h5py.Dataset):
-                yield f"{path}{name}", item
+                yield full, item
 
 
 _MOST_INFLATED = 1032

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kpstore import errors
 from kpstore.backends.base import Commit
-from kpstore.backends.hdf5_items import has_item, item_of
+from kpstore.backends.hdf5_items import has_item, item_of, remove_item
 from kpstore.errors import CorruptError, InvalidError, KpstoreError
 
 HOME = "_kpstore"
@@ -111,7 +111,7 @@ def write_json(group: h5py.Group, name: str, value: Mapping[str, object]) -> Non
     if has_checksums(group.file):
         text = f'{text[:-1]}{_SEAL}{_seal(group, name, text[:-1].encode())}"}}'
     if has_item(group, name):
-        del group[name]
+        remove_item(group, name)
     group.create_dataset(name, data=np.frombuffer(text.encode(), dtype=np.uint8))
 
 
@@ -141,7 +141,7 @@ def write_bytes(group: h5py.Group, name: str, data: bytes, pad: bytes) -> None:
     file grow.
     """
     if has_item(group, name) and item_of(group, name).shape[0] < len(data):
-        del group[name]
+        remove_item(group, name)
     if not has_item(group, name):
         group.create_dataset(
             name, shape=(-(-len(data) * 5 // 4 // _STEP_BYTES) * _STEP_BYTES,), dtype=np.uint8

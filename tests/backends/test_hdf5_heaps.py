@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from kpstore.backends.hdf5_heaps import check_heaps, open_checked
-from kpstore.errors import CorruptError
+from kpstore.backends import hdf5_heaps
+from kpstore.backends.hdf5_heaps import check_root, open_checked
+from kpstore.backends.hdf5_items import datasets_of, item_of, look_through, remove_item
+from kpstore.errors import CorruptError, InvalidError
 
 CIRCLE = (Path(__file__).parents[1] / "corpus/hdf5/free-space-in-a-circle").read_bytes()
+REFUSED = OSError, RuntimeError, ValueError, KeyError, TypeError, CorruptError, InvalidError
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -25,20 +30,83 @@ def test_a_circle_is_refused(tmp_path: Path, userblock: int, reserved: bytes) ->
     content = CIRCLE.replace(b"HEAP\0\0\0\0", b"HEAP\0" + reserved)
     path = written(tmp_path / "x.h5", bytes(userblock) + content)
     with pytest.raises(CorruptError, match="leads back to itself"):
-        check_heaps(path)
+        check_root(path)
 
 
-def test_a_circle_in_a_group_below_is_refused(tmp_path: Path) -> None:
+def with_circles(path: Path) -> Path:
+    """Let the free space of all heaps of a file lead back to itself."""
+    content, heap = bytearray(path.read_bytes()), -1
+    base = content.index(b"\x89HDF")
+    while (heap := content.find(b"HEAP\0", heap + 1)) >= 0:
+        size, _, data = (
+            int.from_bytes(content[heap + at : heap + at + 8], "little") for at in (8, 16, 24)
+        )
+        part, n_bytes = (number.to_bytes(8, "little") for number in (size - 16, 16))
+        content[heap + 16 : heap + 24] = part
+        content[base + data + size - 16 : base + data + size] = part + n_bytes
+    return written(path, bytes(content))
+
+
+def deep(file: h5py.File) -> None:
+    file.create_group("a", track_order=False)["b/c"] = np.zeros(3)
+
+
+def among_many(file: h5py.File) -> None:
+    for number in range(30):
+        file.create_group(f"g{number}", track_order=number != 20)
+
+
+def after_many_attributes(file: h5py.File) -> None:
+    """Let the message that names the heap lie in a continued header."""
+    deep(file)
+    for number in range(40):
+        file["a"].attrs[f"x{number}"] = np.zeros(20)
+
+
+def of_external_files(file: h5py.File) -> None:
+    file.create_dataset("a", (3,), "f4", external=[("a-file-elsewhere.raw", 0, 12)])
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("userblock", [0, 1024])
+@pytest.mark.parametrize("track_order", [False, True])
+@pytest.mark.parametrize("make", [deep, among_many, after_many_attributes, of_external_files])
+def test_a_circle_in_an_object_is_refused_before_it_is_opened(
+    tmp_path: Path,
+    make: Callable[[h5py.File], None],
+    track_order: bool,
+    userblock: int,
+    libver: str,
+) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(
+        path, "w", track_order=track_order, userblock_size=userblock, libver=libver
+    ) as file:
+        make(file)
+    if b"HEAP\0" not in path.read_bytes():
+        assert libver == "latest"
+        return
+    with open_checked(path) as file:
+        assert len(list(datasets_of(file))) <= 1
+    with_circles(path)
+    if track_order or libver == "latest":  # the root has no heap
+        with open_checked(path) as file, pytest.raises(CorruptError, match="leads back to itself"):
+            list(datasets_of(file))
+        with open_checked(path) as file, pytest.raises(CorruptError, match="leads back to itself"):
+            item_of(file, "a" if "a" in file else "g20")
+    with pytest.raises(CorruptError), open_checked(path) as file:
+        list(datasets_of(file))
+
+
+def test_a_header_without_an_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        file["a/b/c"] = np.zeros(3)
-    content = bytearray(path.read_bytes())
-    heap = content.rindex(b"HEAP")
-    data = int.from_bytes(content[heap + 24 : heap + 32], "little")
-    content[heap + 16 : heap + 24] = (32).to_bytes(8, "little")
-    content[data + 32 : data + 40] = (32).to_bytes(8, "little")
-    with pytest.raises(CorruptError):
-        check_heaps(written(path, bytes(content)))
+        after_many_attributes(file)
+    monkeypatch.setattr(hdf5_heaps, "_MOST_BYTES", 5000)
+    with open_checked(path) as file, pytest.raises(CorruptError, match="over 5,000 bytes"):
+        item_of(file, "a")
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -57,7 +125,31 @@ def test_files_whose_groups_were_deleted_are_sound(tmp_path: Path, seed: int) ->
                 file.flush()
         file["other"] = np.frombuffer(CIRCLE, np.uint8)
     with open_checked(path) as file:
-        file.visititems(lambda name, item: None)
+        list(datasets_of(file))
+
+
+def test_names_that_are_not_utf8_are_told(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.zeros(3)
+        group = h5py.Group(h5py.h5g.create(file.id, b"a\xff"))
+        group["y"] = np.zeros(3)
+        assert sorted(name for name, _ in datasets_of(file)) == ["a\\xff/y", "x"]
+
+
+def test_what_is_removed_is_looked_at(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w", track_order=True) as file:
+        deep(file)
+    with_circles(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        with pytest.raises(CorruptError):
+            remove_item(file, "a")
+        with pytest.raises(CorruptError):
+            look_through(file["/"])
+
+
+def visit(path: Path) -> None:
+    with contextlib.suppress(*REFUSED), open_checked(path) as file:
+        list(datasets_of(file))
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
@@ -67,32 +159,12 @@ def test_any_bytes_are_left_to_the_library(tmp_path: Path, libver: str) -> None:
         file["a/b"] = np.zeros(3)
     content = path.read_bytes()
     for stop in range(0, len(content), 7):
-        check_heaps(written(path, content[:stop]))
+        visit(written(path, content[:stop]))
     rng = np.random.default_rng(0)
     for _ in range(300):
         changed = bytearray(content)
         for place in rng.integers(len(content), size=3).tolist():
             changed[place] = int(rng.integers(256))
-        try:
-            check_heaps(written(path, bytes(changed)))
-        except CorruptError as error:
-            assert "leads back" in str(error)  # noqa: PT017
-    check_heaps(tmp_path / "no")
-    check_heaps(tmp_path)
-
-
-def test_a_group_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
-        file["aaa/b"] = np.zeros(3)
-        group = file.create_group("zzz")
-        address = h5py.h5o.get_info(group.id).addr
-    content = bytearray(path.read_bytes())
-    heap = content.index(b"HEAP", content.index(b"HEAP") + 1)
-    data = int.from_bytes(content[heap + 24 : heap + 32], "little")
-    content[heap + 16 : heap + 24] = (32).to_bytes(8, "little")
-    content[data + 32 : data + 40] = (32).to_bytes(8, "little")
-    link = content.index(address.to_bytes(8, "little"), content.index(b"SNOD"))
-    content[link : link + 8] = (1 << 40).to_bytes(8, "little")
-    with pytest.raises(CorruptError):
-        check_heaps(written(path, bytes(content)))
+        visit(written(path, bytes(changed)))
+    check_root(tmp_path / "no")
+    check_root(tmp_path)
