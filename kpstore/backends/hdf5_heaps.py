@@ -10,6 +10,7 @@ IV.A.2.h and r).
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ _MOST_BYTES = 2**25
 _END_OF_LIST = 1
 _NOT_READ = (OSError, ValueError)
 _SYMBOL_TABLE, _EXTERNAL_FILES, _CONTINUED = 0x11, 0x07, 0x10
+_LOOKED_AT = frozenset((_SYMBOL_TABLE, _EXTERNAL_FILES, _CONTINUED))
+_NEWER, _OLDER = struct.Struct("<BH"), struct.Struct("<HH")
+"""What a message begins with: its kind, and its length without its head."""
 
 
 def open_checked(path: Path) -> h5py.File:
@@ -59,8 +63,16 @@ def check_object(group: h5py.Group, address: int) -> None:
     file = h5py.h5i.get_file_id(group.id)
     try:
         _check_header(_Bytes(file.get_vfd_handle()), address, os.fsdecode(file.name))
+    except _TooLarge:
+        # What this process has just written need not be in the file: other bytes are read then.
+        if file.get_intent() == h5py.h5f.ACC_RDONLY:
+            raise
     except _NOT_READ:
         return
+
+
+class _TooLarge(CorruptError):
+    """A header is not looked at to its end."""
 
 
 class _Bytes:
@@ -127,7 +139,7 @@ def _check_header(bytes_of: _Bytes, header: int, path: str | Path) -> None:
 
 
 def _messages(bytes_of: _Bytes, header: int, path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Yield kinds and bodies of the messages of a header, of the older kind or the newer."""
+    """Yield kinds and bodies of those messages of a header, older or newer, that name heaps."""
     head, left = bytes_of.read(header, 16), _MOST_BYTES
     newer = head[:4] == b"OHDR"
     if newer:
@@ -136,10 +148,12 @@ def _messages(bytes_of: _Bytes, header: int, path: str | Path) -> Iterator[tuple
         width = 1 << (flags & 3)
         size = int.from_bytes(bytes_of.read(sizes_at, width), "little")
         blocks = [(sizes_at + width, size)]
-        kind_bytes, head_bytes = 1, 4 + 2 * (flags >> 2 & 1)
+        unpack, head_bytes = _NEWER.unpack_from, 4 + 2 * (flags >> 2 & 1)
     else:
+        if head[0] != 1:
+            return
         blocks = [(header + 16, int.from_bytes(head[8:12], "little"))]
-        kind_bytes, head_bytes = 2, 8
+        unpack, head_bytes = _OLDER.unpack_from, 8
     seen = set[int]()
     while blocks:
         at, size = blocks.pop()
@@ -148,23 +162,25 @@ def _messages(bytes_of: _Bytes, header: int, path: str | Path) -> Iterator[tuple
         seen.add(at)
         left -= size
         if left < 0:
-            raise CorruptError(
+            raise _TooLarge(
                 f"{path}: what describes one of its objects takes over {_MOST_BYTES:,} bytes; "
                 "copy what is to be read into a new file"
             )
         content, place = bytes_of.read(at, size), 0
         while place + head_bytes <= size:
-            behind = place + kind_bytes
-            n_bytes = int.from_bytes(content[behind : behind + 2], "little")
-            kind = int.from_bytes(content[place:behind], "little")
-            body = content[place + head_bytes : place + head_bytes + n_bytes]
-            place += head_bytes + n_bytes
+            kind, n_bytes = unpack(content, place)
+            start = place + head_bytes
+            place = start + n_bytes
+            if kind not in _LOOKED_AT:
+                continue
+            body = content[start:place]
             if kind == _CONTINUED:
                 start = bytes_of.address(body, 0)
                 n_bytes = bytes_of.length(body, bytes_of.offset_bytes)
                 # Those of the newer kind have a signature before and a checksum behind.
                 blocks.append((start + 4, n_bytes - 8) if newer else (start, n_bytes))
-            yield kind, body
+            else:
+                yield kind, body
 
 
 def _check_heap(bytes_of: _Bytes, heap: int, path: str | Path) -> None:
