@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -85,6 +86,12 @@ def _is_quick(item: pytest.Item) -> bool:
     return "contract" in item.path.parts or not any(
         value in ("icechunk", "hdf5") for value in map(str, parameters)
     )
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over all that was imported: it takes a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.schema.array import maybe_not_finite
-from kpstore.schema.feature import MASK, FeatureSpec, State, faults, part_names, part_slices
+from kpstore.schema.array import few_or_all, maybe_not_finite, squares
+from kpstore.schema.feature import (
+    MASK,
+    FeatureSpec,
+    State,
+    any_in_row,
+    faults,
+    part_names,
+    part_slices,
+)
 
 FAR = 100.0
 """Keypoints farther from the picture than this, in its widths or heights, are noted.
@@ -46,9 +54,10 @@ def look(
     """
     values = arrays[spec.name].reshape(len(arrays[spec.name]), *spec.shape)
     done = status == State.DONE
-    found = [*_broken(spec, arrays, values, status, done)]
-    if values.dtype.kind == "f":
-        found += _odd(spec, arrays, values, done)
+    of_rows = squares(values) if values.dtype.kind == "f" else None
+    found = [*_broken(spec, arrays, values, status, done, of_rows)]
+    if of_rows is not None:
+        found += _odd(spec, arrays, values, done, of_rows)
     return [one for one in found if one.bad.any()]
 
 
@@ -58,6 +67,7 @@ def _broken(
     values: NDArray[Any],
     status: NDArray[np.uint8],
     done: NDArray[np.bool_],
+    of_rows: NDArray[np.floating] | None,
 ) -> Iterator[Finding]:
     yield Finding(spec.name, "has an unknown state", status > max(State))
     if not done.all():
@@ -66,7 +76,8 @@ def _broken(
                 name, "has values, but is not done", ~array.are_empty(arrays[name]) & ~done
             )
     companions = {c.name: arrays[spec.companion(c.name)] for c in spec.companions}
-    for name, what, bad in faults(spec, values, companions):
+    some = None if of_rows is None else maybe_not_finite(of_rows)
+    for name, what, bad in faults(spec, values, companions, some):
         # That rows which are not done have no values at all is checked above.
         yield Finding(name, what, bad & (done | (name == spec.name)))
 
@@ -76,8 +87,9 @@ def _odd(
     arrays: Mapping[str, NDArray[Any]],
     values: NDArray[np.floating],
     done: NDArray[np.bool_],
+    of_rows: NDArray[np.floating],
 ) -> Iterator[Finding]:
-    mask, odd = spec.companion(MASK), maybe_not_finite(values)
+    mask, odd = spec.companion(MASK), maybe_not_finite(of_rows)
     if mask in arrays:
         in_row = tuple(range(1, values.ndim))
         lacking = np.arange(len(values))[odd]
@@ -94,22 +106,8 @@ def _odd(
             fewer[lacking] = detected[:, column] & some.any(axis=in_row) & ~some.all(axis=in_row)
             what = f"lacks some points or coordinates of {part}"
             yield Finding(spec.name, what, fewer, is_problem=False)
-    if spec.labels.get("space") and values.ndim == 3 and _reach(values, odd) > FAR:
-        far = (np.abs(values[..., :2]) > FAR).any(axis=(1, 2))
+    if spec.labels.get("space") and values.ndim == 3:
+        far = np.zeros(len(values), dtype=np.bool_)
+        maybe = few_or_all(~(of_rows <= FAR**2 / 2))  # half, as sums are rounded
+        far[maybe] = any_in_row(np.abs(values[maybe][..., :2]) > FAR)
         yield Finding(spec.name, f"is more than {FAR:g} pictures away", far, is_problem=False)
-
-
-def _reach(values: NDArray[np.floating], odd: NDArray[np.int64] | slice) -> float:
-    """Return the largest absolute value; NaN if there is none.
-
-    Parameters
-    ----------
-    odd : the rows that may hold NaN; without any, numpy compares many times faster.
-    """
-    if isinstance(odd, slice) or len(odd):
-        least, most = (f.reduce(values, axis=None, initial=np.nan) for f in (np.fmin, np.fmax))
-    elif values.size:
-        least, most = values.min(), values.max()
-    else:
-        return float("nan")
-    return float(max(most, -least))

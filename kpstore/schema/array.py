@@ -90,7 +90,7 @@ class ArraySpec:
         flat = rows.reshape(len(rows), math.prod(self.shape))
         if rows.dtype.kind != "f":
             return np.asarray((flat == self.fill).all(axis=1), dtype=np.bool_)
-        some, empty = maybe_not_finite(flat), np.zeros(len(rows), dtype=np.bool_)
+        some, empty = maybe_not_finite(squares(flat)), np.zeros(len(rows), dtype=np.bool_)
         empty[some] = np.isnan(flat[some]).all(axis=1)
         return empty
 
@@ -222,15 +222,28 @@ def _unmasked(where: str, given: object) -> object:
     return array.data
 
 
-def maybe_not_finite(rows: NDArray[np.generic]) -> NDArray[np.int64] | slice:
-    """Return which rows may hold NaN or infinity, to index with; no others hold any.
+Some = NDArray[np.int64] | slice
+"""Some rows, to index with."""
 
-    All rows, if many of them may: to look at all is faster then than to copy those. To ask for them
-    costs little beside all else that is asked about values: neither can hide in the sum of a row.
+
+def squares(rows: NDArray[np.generic]) -> NDArray[np.floating]:
+    """Return the sum of the squares of each row, (rows,), in float32 at least.
+
+    Neither NaN nor a large value can hide in it, and it costs little beside all else that is asked
+    about values.
     """
     flat: NDArray[Any] = rows.reshape(len(rows), math.prod(rows.shape[1:]))
+    flat = flat.astype(np.result_type(flat.dtype, np.float32), copy=False)
     with np.errstate(all="ignore"):
-        # In a native type: einsum takes the bytes of others as they are.
-        sums = np.einsum("ij->i", flat, dtype=np.result_type(flat.dtype, np.float32))
-    some = np.flatnonzero(~np.isfinite(sums))
-    return slice(None) if len(some) > len(flat) // 8 else some
+        return np.asarray(np.vecdot(flat, flat))
+
+
+def maybe_not_finite(of_rows: NDArray[np.floating]) -> Some:
+    """Return which rows may hold NaN or infinity, by their squares; no others hold any."""
+    return few_or_all(~np.isfinite(of_rows))
+
+
+def few_or_all(rows: NDArray[np.bool_]) -> Some:
+    """Return the rows that are true; all, if they are many: that is faster than to copy those."""
+    some = np.flatnonzero(rows)
+    return slice(None) if len(some) > len(rows) // 8 else some

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kpstore.errors import InvalidError
 from kpstore.schema import spec_fields
-from kpstore.schema.array import ArraySpec, as_rows, check_axes, maybe_not_finite
+from kpstore.schema.array import ArraySpec, Some, as_rows, check_axes, maybe_not_finite, squares
 from kpstore.schema.fields import (
     Fits,
     fit_fields,
@@ -357,26 +357,33 @@ def presence(spec: FeatureSpec, values: NDArray[np.generic]) -> NDArray[np.bool_
         kept = [dim for dim in spec.dims if dim in mask.dims]
         order = (0, *(1 + kept.index(dim) for dim in mask.dims))
         return np.asarray(there.any(axis=other), dtype=np.bool_).transpose(order)
-    of_row = _any_in_row(there).reshape(-1, *(1 for _ in mask.shape))
+    of_row = any_in_row(there).reshape(-1, *(1 for _ in mask.shape))
     found = np.broadcast_to(of_row, (len(values), *mask.shape)).copy()
     slices = part_slices(spec)
     for column, part in enumerate(part_names(spec)):
         rows = slices.get(part)
         if rows is not None:
-            found[:, column] = _any_in_row(there[:, rows])
+            found[:, column] = any_in_row(there[:, rows])
     return found
 
 
 def faults(
-    spec: FeatureSpec, values: NDArray[np.generic], companions: Mapping[str, NDArray[Any]]
+    spec: FeatureSpec,
+    values: NDArray[np.generic],
+    companions: Mapping[str, NDArray[Any]],
+    some: Some | None = None,
 ) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Yield for each rule of done rows the array, the fault, and the faulty rows, (rows,) bool.
 
     Values are finite or NaN; a presence mask agrees with them; ``visibility`` is within 0 and 1.
+
+    Parameters
+    ----------
+    some : what :func:`~kpstore.schema.array.maybe_not_finite` says of the rows, if it is known.
     """
     if values.dtype.kind != "f":
         return
-    some = maybe_not_finite(values)
+    some = maybe_not_finite(squares(values)) if some is None else some
     odd = values[some]
     known = ~np.isnan(odd)
 
@@ -385,7 +392,7 @@ def faults(
         found[some] = bad
         return found
 
-    yield spec.name, "is infinite (missing values are NaN)", in_all(_any_in_row(np.isinf(odd)))
+    yield spec.name, "is infinite (missing values are NaN)", in_all(any_in_row(np.isinf(odd)))
     mask, detected = spec.companion(MASK), companions.get(MASK)
     slices = part_slices(spec)
     for column, part in enumerate(part_names(spec)):
@@ -395,7 +402,7 @@ def faults(
         here, there = known[:, rows], detected[some, column]
         lacking = np.flatnonzero(~_all_in_row(here))
         gone = np.zeros(len(here), dtype=np.bool_)
-        gone[lacking] = ~_any_in_row(here[lacking])
+        gone[lacking] = ~any_in_row(here[lacking])
         wrong = there & gone
         partial = lacking[(there & ~gone)[lacking]]
         wrong[partial] = _torn(~here[partial]).any(axis=1)
@@ -405,10 +412,11 @@ def faults(
     visibility = companions.get("visibility")
     if visibility is not None:
         outside = np.asarray((visibility < 0) | (visibility > 1), dtype=np.bool_)
-        yield spec.companion("visibility"), "is outside 0 to 1", _any_in_row(outside)
+        yield spec.companion("visibility"), "is outside 0 to 1", any_in_row(outside)
 
 
-def _any_in_row(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def any_in_row(block: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether anything in each row is true, (rows,) bool."""
     return np.asarray(_flat(block).any(axis=1), dtype=np.bool_)
 
 

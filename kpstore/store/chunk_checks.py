@@ -103,6 +103,9 @@ Rows = range | NDArray[np.int64]
 
 Seen = TypeVar("Seen")
 
+_TOGETHER_BYTES = 2**23
+"""Neighbouring chunks of so many bytes are looked at together: threads wait for each other less."""
+
 _Fetched = NDArray[Any] | Problem | CorruptError | None
 """Rows that were read, why they could not be, or None if they cannot be checked."""
 
@@ -134,6 +137,18 @@ class Span:
         if len(bad) == self.stop - self.start:
             return self.start + np.flatnonzero(bad)
         return range(self.start, self.stop if bad[0] else self.start)
+
+
+def _runs(spans: Iterator[Span], most: int) -> Iterator[list[Span]]:
+    """Put neighbouring chunks together, up to a number of them; runs of unwritten ones stay."""
+    run: list[Span] = []
+    for span in spans:
+        if run and (len(run) == most or not span.is_written or not run[-1].is_written):
+            yield run
+            run = []
+        run.append(span)
+    if run:
+        yield run
 
 
 class Statuses:
@@ -227,17 +242,24 @@ class ChunkReader:
         look : called in threads with the arrays of a span, unless one of them is damaged.
         """
 
-        def read(span: Span) -> tuple[Span, list[_Fetched], Seen | None]:
+        def read(spans: list[Span]) -> list[tuple[Span, list[_Fetched], Seen | None]]:
+            span = Span(spans[0].start, spans[-1].stop, spans[0].is_written)
             found = [self._fetch(name, span) for name in names]
             sound = [one for one in found if isinstance(one, np.ndarray)]
-            return span, found, look(span, sound) if len(sound) == len(found) else None
+            if len(sound) == len(found):
+                return [(span, found, look(span, sound))]
+            return [(span, found, None)] if len(spans) == 1 else [read([one])[0] for one in spans]
 
         metas = [self.session.meta(name) for name in names]
         n_bytes = max(meta.chunk_rows for meta in metas) * sum(meta.row_bytes for meta in metas)
-        for span, fetched, seen in in_order(read, self._spans(*names), item_bytes=n_bytes):
-            pairs = zip(names, fetched, strict=True)
-            yield span, [self._settle(name, span, found) for name, found in pairs], seen
-            self._count(span)
+        # Versions know chunks from one another one by one.
+        n_together = 1 if self._shared else max(1, _TOGETHER_BYTES // max(1, n_bytes))
+        together = _runs(self._spans(*names), n_together)
+        for found in in_order(read, together, item_bytes=n_together * n_bytes):
+            for span, fetched, seen in found:
+                pairs = zip(names, fetched, strict=True)
+                yield span, [self._settle(name, span, one) for name, one in pairs], seen
+                self._count(span)
 
     def spans(self, name: str) -> Iterator[Span]:
         """Yield all rows of an array: its chunks, and the runs between them."""

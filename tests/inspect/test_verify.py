@@ -26,7 +26,7 @@ from kpstore.schema.feature import FeatureRows, FeatureSpec, State
 from kpstore.schema.layout import PART_SLICES, PARTS, keypoints_spec
 from kpstore.store.chunk_checks import Verification
 from tests.conftest import location_of, memory_location
-from tests.fakes import FakeExtractor, FakeSource, record
+from tests.fakes import FakeExtractor, FakeSource, fake_spec, record
 from tests.store.data import copy_store, fill, format_1, rows_of
 
 N = {"a": 5, "b": 0, "c": 9}
@@ -280,6 +280,39 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path, kind: str) -> Non
     assert ("checksum" if kind == "icechunk" else "filter returned failure") in problem.what
 
 
+@pytest.mark.parametrize("kind", ["icechunk", "hdf5"])
+def test_chunks_that_are_looked_at_together_are_told_apart(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(fake_spec(16), compression="raw")
+    store = kpstore.create(location_of(kind, tmp_path))
+    rows = rows_of("a", 160)
+    rows.values[:, 0, 0] = np.arange(160) + 1000.5
+    with store.transaction("ten chunks") as tx:
+        tx.add_videos([record("a", 160)])
+        tx.add_feature(spec, {"extractor": "fake"})
+        tx.write("points", "a", rows)
+    changes = store.at().backend.begin()
+    for row in (33, 120):
+        changes.write("points", row, np.full((1, 5, 3), np.inf, "f4"))
+    changes.commit("infinite")
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        for row in (40, 88):  # in the third chunk and the sixth, the third beside what is infinite
+            written = rows.values[row, :, 0].tobytes()[:4]
+            if path.stat().st_size < 4 or written not in content:
+                continue
+            content = content.replace(written, b"\0\0\0\0")
+            path.write_bytes(content)
+    together = verify(kpstore.open(store.location))
+    monkeypatch.setattr("kpstore.store.chunk_checks._TOGETHER_BYTES", 1)
+    alone = verify(kpstore.open(store.location))
+    assert together == alone
+    damaged = [problem.chunk for problem in alone.problems if problem.chunk is not None]
+    assert damaged == [2, 5]
+    assert any("is infinite" in problem.what for problem in alone.problems)
+
+
 def test_a_store_of_format_1_says_what_cannot_be_found_in_it(tmp_path: Path) -> None:
     for ending in (".kps", ".h5"):
         found = verify(kpstore.open(format_1(tmp_path, ending)))
@@ -328,13 +361,18 @@ def claiming(location: str, n_frames: int) -> kpstore.Store:
 
 
 def checked(store: kpstore.Store, monkeypatch: pytest.MonkeyPatch) -> tuple[Verification, int]:
-    """What is found, and how often rows were read for it."""
-    reads: list[str] = []
+    """What is found, and how many chunks were read for it."""
+    chunks: list[int] = []
     session = store.session
     read = session.read
+
+    def noted(name: str, start: int, stop: int) -> NDArray[Any]:
+        chunks.extend(session.meta(name).chunks_of(start, stop))
+        return read(name, start, stop)
+
     with monkeypatch.context() as patch:
-        patch.setattr(session, "read", lambda *given: (reads.append(given[0]), read(*given))[1])
-        return verify(store), len(reads)
+        patch.setattr(session, "read", noted)
+        return verify(store), len(chunks)
 
 
 @pytest.mark.parametrize("kind", ["icechunk", "hdf5"])

@@ -48,7 +48,7 @@ NUMBER = np.float32(1.2345678e17)
 """In all values of the video that is removed."""
 N = {"a": 37, "gone": 50, "c": 21, "none": 0, "d": 33}
 DISK_KINDS = ["icechunk", "hdf5"]
-EVERY = {".kps": 20, ".h5": 25}
+EVERY = {".kps": 35, ".h5": 45}
 """Of the steps at which a removal is killed, 70 to 150, one in so many is tried; 1 tries all."""
 
 

@@ -720,7 +720,7 @@ def test_worker_processes_serve_one_iteration_and_are_replaced_when_they_die(
 
 
 STATEFUL = """
-import sys, kpstore
+import multiprocessing, sys, kpstore
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 def make(workers):
@@ -737,6 +737,8 @@ def rows(batches):
     return [batch["row"].tolist() for batch in batches]
 
 def main():
+    # Imported once, and not by each of eight workers.
+    multiprocessing.set_forkserver_preload(["kpstore", "torchdata.stateful_dataloader"])
     for workers in (0, 2):
         whole = rows(make(workers))
         first = make(workers)
