@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -21,6 +20,8 @@ from kpstore.errors import CorruptError
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_BYTES = 2**25
 """Bytes of an object's header that are looked at."""
+_FEW_BYTES = 1024
+"""What most headers take; one read is enough for them."""
 _END_OF_LIST = 1
 _NOT_READ = (OSError, ValueError)
 _SYMBOL_TABLE, _EXTERNAL_FILES, _CONTINUED = 0x11, 0x07, 0x10
@@ -45,37 +46,57 @@ def check_root(path: Path) -> None:
     except OSError:
         return
     try:
-        bytes_of = _Bytes(number)
-        for heap in bytes_of.heaps_beside_root:
-            _check_heap(bytes_of, heap, path)
-        _check_header(bytes_of, bytes_of.root, path)
+        file = _File(number)
+        root, beside = file.root()
+        for heap in beside:
+            _check_heap(file, heap)
+        _check_header(file, root)
+    except _Refused as refused:
+        raise CorruptError(f"{path}{refused}") from None
     except _NOT_READ:
         return
     finally:
         os.close(number)
 
 
-def check_object(group: h5py.Group, address: int) -> None:
-    """Look at an object of a group's file, by the address in its link, as :func:`check_root` does.
+class ObjectChecks:
+    """Looks at objects of a file before they are opened.
 
-    To be called before the object is opened.
+    Parameters
+    ----------
+    group : a group of the file, which is open.
     """
-    file = h5py.h5i.get_file_id(group.id)
-    try:
-        _check_header(_Bytes(file.get_vfd_handle()), address, os.fsdecode(file.name))
-    except _TooLarge:
-        # What this process has just written need not be in the file: other bytes are read then.
-        if file.get_intent() == h5py.h5f.ACC_RDONLY:
-            raise
-    except _NOT_READ:
-        return
+
+    def __init__(self, group: h5py.Group) -> None:
+        self._opened = h5py.h5i.get_file_id(group.id)
+        try:
+            self._file: _File | None = _File(self._opened.get_vfd_handle())
+        except _NOT_READ:
+            self._file = None
+
+    def look(self, address: int) -> None:
+        """Check an object as :func:`check_root` does the root, by the address that a link names."""
+        try:
+            if self._file is not None:
+                _check_header(self._file, address)
+        except _Refused as refused:
+            # What this process has just written need not be in the file: other bytes are read then.
+            is_read = self._opened.get_intent() == h5py.h5f.ACC_RDONLY
+            if is_read or isinstance(refused, _Circle):
+                raise CorruptError(f"{os.fsdecode(self._opened.name)}{refused}") from None
+        except _NOT_READ:
+            return
 
 
-class _TooLarge(CorruptError):
-    """A header is not looked at to its end."""
+class _Refused(Exception):
+    """Why a file is refused; its text goes on behind the file's name."""
 
 
-class _Bytes:
+class _Circle(_Refused):
+    """A list leads back to itself."""
+
+
+class _File:
     """The bytes of a file, in the file's own terms.
 
     Whatever cannot be read, or is too short, is a :class:`ValueError` or an :class:`OSError`.
@@ -83,39 +104,41 @@ class _Bytes:
     Attributes
     ----------
     offset_bytes, length_bytes : sizes of addresses and lengths.
-    root : address of the root's header.
-    heaps_beside_root : heaps that are named with the root, and not in its header.
     """
 
-    def __init__(self, file: int) -> None:
-        self._file, self._base = file, 0
-        at, end = 0, os.fstat(file).st_size
-        while self.read(at, len(_SIGNATURE)) != _SIGNATURE:
+    def __init__(self, number: int) -> None:
+        self._number, self._base, self._end = number, 0, os.fstat(number).st_size
+        at = 0
+        while (head := self.read(at, 16))[:8] != _SIGNATURE:
             at = max(512, 2 * at)
-            if at >= end:
-                raise ValueError(at)
         self._base = at
-        head = self.read(0, 16)
-        version, place = head[8], 13 if head[8] < 2 else 9
+        self._version = head[8]
+        place = 13 if self._version < 2 else 9
         self.offset_bytes, self.length_bytes = head[place], head[place + 1]
         if not 0 < self.offset_bytes <= 8 or not 0 < self.length_bytes <= 8:
             raise ValueError(head)
-        self.heaps_beside_root: list[int] = []
-        if version > 1:
-            self.root = self.address(self.read(12 + 3 * self.offset_bytes, self.offset_bytes), 0)
-            return
+
+    def root(self) -> tuple[int, list[int]]:
+        """Return where the root's header is, and heaps that are named beside it."""
+        size = self.offset_bytes
+        if self._version > 1:
+            return self.address(self.read(12 + 3 * size, size), 0), []
         # Behind sizes and flags are four addresses, then the root's entry: name, header, kind of
         # what is repeated here from the header, and that: tree, heap.
-        entry = self.read(24 + 4 * version + 4 * self.offset_bytes, 4 * self.offset_bytes + 8)
-        self.root = self.address(entry, self.offset_bytes)
-        if entry[2 * self.offset_bytes] == 1:
-            self.heaps_beside_root = [self.address(entry, 3 * self.offset_bytes + 8)]
+        entry = self.read(24 + 4 * self._version + 4 * size, 4 * size + 8)
+        heaps = [self.address(entry, 3 * size + 8)] if entry[2 * size] == 1 else []
+        return self.address(entry, size), heaps
+
+    def some(self, at: int, size: int) -> bytes:
+        """Return bytes at an address, fewer if the file ends."""
+        at += self._base
+        if size < 1 or at > self._end:  # also what would overflow
+            raise ValueError(at)
+        return os.pread(self._number, min(size, self._end - at), at)
 
     def read(self, at: int, size: int) -> bytes:
         """Return bytes at an address."""
-        if size < 1 or self._base + at >= 2**63:
-            raise ValueError(at)
-        content = os.pread(self._file, size, self._base + at)
+        content = self.some(at, size)
         if len(content) != size:
             raise ValueError(at)
         return content
@@ -129,68 +152,68 @@ class _Bytes:
         return int.from_bytes(content[at : at + self.length_bytes], "little")
 
 
-def _check_header(bytes_of: _Bytes, header: int, path: str | Path) -> None:
-    """Look at the heaps that an object's header names."""
-    for kind, body in _messages(bytes_of, header, path):
-        if kind == _SYMBOL_TABLE:
-            _check_heap(bytes_of, bytes_of.address(body, bytes_of.offset_bytes), path)
-        elif kind == _EXTERNAL_FILES:
-            _check_heap(bytes_of, bytes_of.address(body, 8), path)
-
-
-def _messages(bytes_of: _Bytes, header: int, path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Yield kinds and bodies of those messages of a header, older or newer, that name heaps."""
-    head, left = bytes_of.read(header, 16), _MOST_BYTES
-    newer = head[:4] == b"OHDR"
-    if newer:
-        flags = head[5]
-        sizes_at = header + 6 + 16 * (flags >> 5 & 1) + 4 * (flags >> 4 & 1)
-        width = 1 << (flags & 3)
-        size = int.from_bytes(bytes_of.read(sizes_at, width), "little")
-        blocks = [(sizes_at + width, size)]
+def _check_header(file: _File, header: int) -> None:
+    """Look at the heaps that an object's header, of the older kind or the newer, names."""
+    head = file.some(header, _FEW_BYTES)
+    if len(head) < 16:
+        return
+    if head[:4] == b"OHDR":
+        flags, newer = head[5], True
+        sizes_at = 6 + 16 * (flags >> 5 & 1) + 4 * (flags >> 4 & 1)
+        first = sizes_at + (1 << (flags & 3))
+        n_bytes = int.from_bytes(head[sizes_at:first], "little")
         unpack, head_bytes = _NEWER.unpack_from, 4 + 2 * (flags >> 2 & 1)
-    else:
-        if head[0] != 1:
-            return
-        blocks = [(header + 16, int.from_bytes(head[8:12], "little"))]
+    elif head[:1] == b"\1":
+        first, newer, n_bytes = 16, False, int.from_bytes(head[8:12], "little")
         unpack, head_bytes = _OLDER.unpack_from, 8
-    seen = set[int]()
+    else:
+        return
+    left, seen = _MOST_BYTES - n_bytes, {header + first}
+    if len(head) >= first + n_bytes:
+        blocks = [head[first : first + n_bytes]]
+    else:
+        blocks = [_block(file, header + first, n_bytes, left)]
     while blocks:
-        at, size = blocks.pop()
-        if at in seen or size < head_bytes:
-            continue
-        seen.add(at)
-        left -= size
-        if left < 0:
-            raise _TooLarge(
-                f"{path}: what describes one of its objects takes over {_MOST_BYTES:,} bytes; "
-                "copy what is to be read into a new file"
-            )
-        content, place = bytes_of.read(at, size), 0
-        while place + head_bytes <= size:
+        content, place = blocks.pop(), 0
+        while place + head_bytes <= len(content):
             kind, n_bytes = unpack(content, place)
             start = place + head_bytes
             place = start + n_bytes
             if kind not in _LOOKED_AT:
                 continue
             body = content[start:place]
-            if kind == _CONTINUED:
-                start = bytes_of.address(body, 0)
-                n_bytes = bytes_of.length(body, bytes_of.offset_bytes)
-                # Those of the newer kind have a signature before and a checksum behind.
-                blocks.append((start + 4, n_bytes - 8) if newer else (start, n_bytes))
+            if kind == _SYMBOL_TABLE:
+                _check_heap(file, file.address(body, file.offset_bytes))
+            elif kind == _EXTERNAL_FILES:
+                _check_heap(file, file.address(body, 8))
             else:
-                yield kind, body
+                at, n_bytes = file.address(body, 0), file.length(body, file.offset_bytes)
+                if newer:  # with a signature before the messages and a checksum behind
+                    at, n_bytes = at + 4, n_bytes - 8
+                left -= n_bytes
+                if at not in seen and n_bytes >= head_bytes:
+                    seen.add(at)
+                    blocks.append(_block(file, at, n_bytes, left))
 
 
-def _check_heap(bytes_of: _Bytes, heap: int, path: str | Path) -> None:
-    size = bytes_of.length_bytes
+def _block(file: _File, at: int, n_bytes: int, left: int) -> bytes:
+    """Return a block of messages, unless too much was read of a header."""
+    if left < 0:
+        raise _Refused(
+            f": what describes one of its objects takes over {_MOST_BYTES:,} bytes; copy what is "
+            "to be read into a new file"
+        )
+    return file.read(at, n_bytes)
+
+
+def _check_heap(file: _File, heap: int) -> None:
+    size = file.length_bytes
     try:
-        head = bytes_of.read(heap, 8 + 2 * size + bytes_of.offset_bytes)
-        n_bytes, free = bytes_of.length(head, 8), bytes_of.length(head, 8 + size)
+        head = file.read(heap, 8 + 2 * size + file.offset_bytes)
+        n_bytes, free = file.length(head, 8), file.length(head, 8 + size)
         if head[:4] != b"HEAP" or free == _END_OF_LIST:
             return
-        content = bytes_of.read(bytes_of.address(head, 8 + 2 * size), n_bytes)
+        content = file.read(file.address(head, 8 + 2 * size), n_bytes)
     except _NOT_READ:  # the library will not read it either
         return
     # A list without a loop has no more parts than there is room for. The library itself refuses
@@ -198,8 +221,7 @@ def _check_heap(bytes_of: _Bytes, heap: int, path: str | Path) -> None:
     for _ in range(n_bytes // (2 * size) + 1):
         if free == _END_OF_LIST or free + 2 * size > n_bytes:
             return
-        free = bytes_of.length(content, free)
-    raise CorruptError(
-        f"{path} is damaged: the free space of a group's names leads back to itself; copy the "
-        "file again"
+        free = file.length(content, free)
+    raise _Circle(
+        " is damaged: the free space of a group's names leads back to itself; copy the file again"
     )

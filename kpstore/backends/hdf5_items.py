@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.hdf5_heaps import check_object
+from kpstore.backends.hdf5_heaps import ObjectChecks
 from kpstore.errors import InvalidError
 
 MOST_DEEP = 100
@@ -43,9 +43,10 @@ def item_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     InvalidError
         If it, or a group on the way to it, is a link, or its values lie in other files.
     CorruptError
-        As :func:`check_object`.
+        If free space of names leads back to itself.
     """
     found: h5py.Group | h5py.Dataset = group
+    checks = ObjectChecks(group)
     for part in name.split("/"):
         if part in ("", "."):
             continue
@@ -58,7 +59,7 @@ def item_of(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
                 f"{group.file.filename}: {name!r} is {what}, which is not followed, as the file "
                 "may come from anyone; copy what it leads to into the file"
             )
-        check_object(found, link.u)
+        checks.look(link.u)
         found = found[part]
     if isinstance(found, h5py.Dataset) and _lies_elsewhere(found):
         raise InvalidError(
@@ -94,9 +95,9 @@ def datasets_of(top: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
     InvalidError
         If groups are nested too deeply.
     CorruptError
-        As :func:`check_object`.
+        If free space of names leads back to itself.
     """
-    seen: set[int] = set()
+    seen, checks = set[int](), ObjectChecks(top)
     left: list[tuple[str, h5py.Group, int]] = [("", top, 0)]
     while left:
         path, group, depth = left.pop()
@@ -111,7 +112,7 @@ def datasets_of(top: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
             if link.type != h5py.h5l.TYPE_HARD or link.u in seen:
                 continue
             seen.add(link.u)
-            check_object(group, link.u)
+            checks.look(link.u)
             item, full = group[name], path + raw.decode(errors="backslashreplace")
             if isinstance(item, h5py.Group):
                 left.append((f"{full}/", item, depth + 1))
