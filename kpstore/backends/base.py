@@ -15,6 +15,7 @@ All arrays are chunked along their first axis alone, so a chunk is a run of rows
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,11 @@ Such arrays have one axis and read as numpy object arrays of ``str``.
 """
 
 _TEXT_BYTES = 100
+
+
+def plain(attrs: Mapping[str, object]) -> dict[str, Any]:
+    """Return a copy of attributes as JSON returns them, which a version's digest is of."""
+    return dict(json.loads(json.dumps(dict(attrs))))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import h5py
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
 from kpstore.backends.asides import aside_of, free_room, hold_room, make_durable
-from kpstore.backends.base import MAIN, Capabilities, Commit
+from kpstore.backends.base import MAIN, Capabilities, Commit, plain
 from kpstore.backends.garbage import Before, Change, Garbage, kept_versions
 from kpstore.backends.hdf5_changes import OPEN
 from kpstore.backends.hdf5_commits import HDF5WriteSession, new_id
@@ -84,7 +84,7 @@ class HDF5Backend(StoreFile):
                     {"format": FORMAT, "head": first.id, "tags": "{}", "used_tags": "[]"}
                 )
                 write_names(file, Names(first.id, {}, ()))
-                kept = layout.plain(attrs)
+                kept = plain(attrs)
                 layout.set_attrs(file, kept, ())
                 write_record(file, first, {"touched": [], **write_tree(file, Tree(kept, {}))})
             free_room(aside)

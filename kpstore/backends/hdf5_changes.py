@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from kpstore.backends import hdf5_layout as layout
 from kpstore.backends import refusals
 from kpstore.backends.asides import hold_room, system_error
-from kpstore.backends.base import TEXT, ArrayMeta
+from kpstore.backends.base import TEXT, ArrayMeta, plain
 from kpstore.backends.checksums import checksum
 from kpstore.backends.chunks import Chunks
 from kpstore.backends.gathered import Touched
@@ -173,18 +172,18 @@ class Changes(Session):
 
     def set_attrs(self, attrs: Mapping[str, object]) -> None:
         """Replace the store's attributes."""
-        file, kept = self._copy(), layout.plain(attrs)
+        file, kept = self._copy(), plain(attrs)
         if self._delta.attrs is None:
             self._delta.attrs = self._tree.attrs
         with self._writing():
             layout.set_attrs(file, kept, self._tree.attrs)
         self._tree.attrs = kept
-        again = copy.deepcopy(kept)
+        again = plain(kept)
         self._note(lambda _, newer: newer.set_attrs(again), {("", "meta")})
 
     def set_array_attrs(self, name: str, attrs: Mapping[str, object]) -> None:
         """Replace the attributes of one array."""
-        file, kept = self._copy(), layout.plain(attrs)
+        file, kept = self._copy(), plain(attrs)
         self._array_delta(name)
         meta = self.meta(name)
         with self._writing():

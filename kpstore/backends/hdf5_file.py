@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import mmap
 import os
 import shutil
@@ -26,7 +25,7 @@ from kpstore.backends.asides import (
     left_overs,
     make_durable,
 )
-from kpstore.backends.base import TEXT, ArrayMeta, Commit
+from kpstore.backends.base import TEXT, ArrayMeta, Commit, plain
 from kpstore.backends.chunks import Chunks
 from kpstore.backends.hdf5_heaps import open_checked
 from kpstore.backends.hdf5_items import has_item, item_of
@@ -274,7 +273,7 @@ class Session:
 
     def attrs(self) -> Mapping[str, Any]:
         """Return a copy of the store's attributes."""
-        return copy.deepcopy(self._tree.attrs)
+        return plain(self._tree.attrs)
 
     def names(self) -> list[str]:
         """Return the names of all arrays, sorted."""

@@ -39,7 +39,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kpstore.backends.base import TEXT, ArrayMeta, Codec
+from kpstore.backends.base import TEXT, ArrayMeta, Codec, plain
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import ABSENT, DAMAGE, ArrayDelta, json_text
 from kpstore.backends.hdf5_text import is_text, no_texts, read_texts
@@ -86,11 +86,6 @@ def _is_plain(value: object) -> bool:
         and "\0" not in value
         and is_storable(value)
     )
-
-
-def plain(attrs: Mapping[str, object]) -> dict[str, Any]:
-    """Return attributes as JSON returns them, which a version's digest is of."""
-    return dict(json.loads(json.dumps(dict(attrs))))
 
 
 # -- arrays ----------------------------------------------------------------------------------------

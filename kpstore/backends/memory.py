@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
-from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit
+from kpstore.backends.base import MAIN, TEXT, ArrayMeta, Capabilities, Commit, plain
 from kpstore.backends.chunks import Chunks
 from kpstore.backends.gathered import GatheredRows, Touched, collide
 from kpstore.backends.session_chunks import SessionChunks
@@ -182,7 +181,7 @@ class _Session:
         self._tree = tree
 
     def attrs(self) -> Mapping[str, object]:
-        return copy.deepcopy(self._tree.attrs)
+        return plain(self._tree.attrs)
 
     def names(self) -> list[str]:
         return sorted(self._tree.arrays)
@@ -236,7 +235,7 @@ class _WriteSession(_Session):
         self._tree.touched |= touched
 
     def set_attrs(self, attrs: Mapping[str, object]) -> None:
-        kept = copy.deepcopy(dict(attrs))
+        kept = plain(attrs)
         self._apply(lambda tree: setattr(tree, "attrs", kept), {("", "meta")})
 
     def set_array_attrs(self, name: str, attrs: Mapping[str, object]) -> None:
