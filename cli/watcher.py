@@ -60,6 +60,10 @@ class LineWatcher:
         """Say what will be done."""
         say(plan_line(plan, self._note), err=True)
 
+    def on_note(self, note: str) -> None:
+        """Say it."""
+        say(note, err=True)
+
     def on_progress(self, progress: Progress) -> None:
         """Say how far the run is, seldom."""
         if self._is_time():
@@ -115,6 +119,10 @@ class BarWatcher:
         """Show what will be done."""
         say_above(self._bar, plan_line(plan, self._note))
         self._bar.update(self._task, description="starting", total=max(plan.n_frames, 1), note="")
+
+    def on_note(self, note: str) -> None:
+        """Show it above the bar."""
+        say_above(self._bar, note)
 
     def on_progress(self, progress: Progress) -> None:
         """Move the bar."""

@@ -93,6 +93,10 @@ class ByHand:
     Parameters
     ----------
     folder : for copies of code, of stores, and whatever workers leave behind.
+
+    Attributes
+    ----------
+    address, file : of the scheduler, and what it has written it to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -100,7 +104,9 @@ class ByHand:
         self.workers: dict[str, Process] = {}
 
     def __enter__(self) -> Self:
+        self.file = self._folder / "scheduler.json"
         options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
+        options += ["--scheduler-file", str(self.file)]
         self.scheduler = Process([sys.executable, "-m", "dask", "scheduler", *options])
         said = self.scheduler.wait_for("Scheduler at:")
         self.address = said[said.index("tcp://") :].strip()

@@ -51,6 +51,15 @@ _PICTURES = 3
 _PICTURES_TRIED = 12
 
 
+def ask_for_workers(client: Client, address: str) -> DaskFuture[int]:
+    """Return a task for any worker, which an adaptive cluster starts workers for.
+
+    All other tasks are for certain workers, so that without any the cluster would see no work.
+    """
+    with scheduler_told(address):
+        return client.submit(int, pure=False)
+
+
 class Crew:
     """Runs the tasks of one job on the workers of a client's scheduler.
 
@@ -67,6 +76,7 @@ class Crew:
     ours : whether this process started the workers, on this machine.
     notes : receives the reason for each worker that is left out, by its name.
     on_death : called with a task at which a worker may have died.
+    wait_s : how long to wait for workers to come (back) when none is left.
     silent_s : a worker that sends no sign of life for so long counts as gone until it does; 0 for
         any time.
     """
@@ -84,6 +94,7 @@ class Crew:
         ours: bool,
         notes: dict[str, str],
         on_death: OnDeath,
+        wait_s: float,
         silent_s: float = 0.0,
     ) -> None:
         self._client, self._address, self._make_fork = client, address, make_fork
@@ -94,7 +105,9 @@ class Crew:
         """By address, the scheduler's time of a worker's last sign of life, and when we saw it."""
         self._signs_at = -math.inf
         self._topic = f"kpstore-{job.run_id}"
-        self._roster = Roster(job, tasks, notes, on_death)
+        self._roster = Roster(job, tasks, notes, on_death, wait_s=wait_s)
+        self._wanted: DaskFuture[int] | None = None
+        """A task for any worker, while there is none."""
         self._futures: dict[str, DaskFuture[object]] = {}
         self._events: queue.SimpleQueue[str | Callable[[], None]] = queue.SimpleQueue()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kpstore-look")
@@ -165,6 +178,10 @@ class Crew:
             return
         self._polled_at = time.monotonic()
         present = self._alive()
+        if present:
+            self._wanted = None
+        elif self._wanted is None:
+            self._wanted = ask_for_workers(self._client, self._address)
         for address in roster.workers.keys() - present:
             roster.lose(address)
         if present - roster.workers.keys():

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from kpstore.errors import (
@@ -25,12 +26,14 @@ from kpstore.errors import (
     one_line,
 )
 from kpstore.extractors.base import is_settling
-from kpstore.ingest.crew import Crew, MakeFork
+from kpstore.ingest.crew import Crew, MakeFork, ask_for_workers
 from kpstore.ingest.gpus import gpu_of_worker, own_gpus
 from kpstore.ingest.job import Job, OnFrames, try_out
+from kpstore.ingest.options import DEFAULT_WAIT_S, Options
 from kpstore.ingest.plan import OnDeath, Task
 from kpstore.ingest.scheduler_errors import scheduler_told
 from kpstore.ingest.worker import TaskResult, run_task
+from kpstore.user_files import check_regular
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -86,6 +89,20 @@ class Executor(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
+        return None
+
+    def gather(self, on_note: Callable[[str], None]) -> None:
+        """Wait until a worker is there.
+
+        Parameters
+        ----------
+        on_note : called with a line about the workers.
+
+        Raises
+        ------
+        NotFoundError
+            If none comes in time.
+        """
         return None
 
     @property
@@ -150,10 +167,11 @@ class DaskExecutor(Executor):
     ----------
     n_workers : processes to start on this machine; ignored with ``scheduler``.
     scheduler : address of a running scheduler (``tcp://host:8786``) whose workers have kpstore
-        installed.
+        installed, or the file that it writes.
     gpus : number of GPUs of this machine to share among the workers. If each worker gets one and
         dask-cuda is installed, that pins them: it also puts a worker on the cores near its GPU.
     frame_timeout_s : how long a frame may take, and, a little longer, a worker be silent.
+    wait_s : how long to wait for a worker while there is none.
     """
 
     def __init__(
@@ -163,7 +181,9 @@ class DaskExecutor(Executor):
         scheduler: str | None = None,
         gpus: int = 0,
         frame_timeout_s: float = 0.0,
+        wait_s: float = DEFAULT_WAIT_S,
     ) -> None:
+        self._wait_s = wait_s
         # A frame that may take any time may also hold Python's lock, and its worker's heartbeat.
         silent_s = max(SILENT_S, frame_timeout_s + _REPLACED_S)
         self._silent_s = silent_s if frame_timeout_s else 0.0
@@ -188,14 +208,6 @@ class DaskExecutor(Executor):
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         if self._scheduler is not None:
             self._client = self._connect()
-            with scheduler_told(self._scheduler):
-                self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
-            if self.n_workers == 0:
-                self._client.close()
-                raise NotFoundError(
-                    f"the Dask scheduler at {self._scheduler} has no workers; start one: dask "
-                    f"worker {self._scheduler}"
-                )
             return self
         # A worker that sends no heartbeat, stopped by a debugger say, is killed and replaced.
         ttl = f"{self._silent_s:g}s" if self._silent_s else None
@@ -209,6 +221,33 @@ class DaskExecutor(Executor):
                 self._client = distributed.Client(self._cluster)
             self._at_exit = stack.pop_all()
         return self
+
+    def gather(self, on_note: Callable[[str], None]) -> None:
+        """Wait until a worker is there, and count those that are."""
+        if self._client.dashboard_link:
+            on_note(f"Dask shows the workers at {self._client.dashboard_link}")
+        if self._scheduler is None:
+            return
+        if not self._count():
+            start = "--scheduler-file " if _is_file(self._scheduler) else ""
+            how = f"start one: dask worker {start}{self._scheduler}"
+            on_note(
+                f"the Dask scheduler at {self._scheduler} has no workers yet; waiting "
+                f"{self._wait_s:g} s for one ({how})"
+            )
+            wanted = ask_for_workers(self._client, self._address)
+            with suppress(TimeoutError, CancelledError):  # counting says if the scheduler is gone
+                wanted.result(timeout=self._wait_s)
+            if not self._count():
+                raise NotFoundError(
+                    f"the Dask scheduler at {self._scheduler} has no workers, and none came within "
+                    f"{self._wait_s:g} s (--wait-for-workers); {how}"
+                )
+
+    def _count(self) -> int:
+        with scheduler_told(self._address):
+            self.n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+        return self.n_workers
 
     def _start_cluster(self) -> LocalCluster:
         from distributed import LocalCluster
@@ -248,11 +287,15 @@ class DaskExecutor(Executor):
         from distributed import Client
         from distributed.versions import VersionMismatchWarning
 
+        given = {"address": self._scheduler}
+        if _is_file(self._address):
+            check_regular(Path(self._address))  # Dask would wait for a file that is not there
+            given = {"scheduler_file": self._address}
         try:
             with warnings.catch_warnings():
                 # The run itself says which worker it leaves out for which version.
                 warnings.simplefilter("ignore", VersionMismatchWarning)
-                return Client(self._scheduler, timeout="10s")
+                return Client(**given, timeout="10s")
         except (OSError, ValueError) as error:
             raise NotFoundError(
                 f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask "
@@ -333,8 +376,14 @@ class DaskExecutor(Executor):
             silent_s=0.0 if self._scheduler is None else self._silent_s,
             notes=self._left_out,
             on_death=on_death,
+            wait_s=self._wait_s,
         )
         yield from crew.run(on_frames)
+
+
+def _is_file(scheduler: str) -> bool:
+    """Whether a scheduler is named by the file that it writes."""
+    return "://" not in scheduler and scheduler.endswith(".json")
 
 
 @contextmanager
@@ -375,10 +424,14 @@ def _trial(future: Future[int]) -> int | KpstoreError:
         return ExtractorError(f"a worker could not try the model: {one_line(str(error))}")
 
 
-def make_executor(
-    workers: int, *, scheduler: str | None = None, gpus: int = 0, frame_timeout_s: float = 0.0
-) -> Executor:
-    """Return the executor for a number of workers; 0 runs in this process."""
-    if scheduler is None and workers == 0:
+def make_executor(options: Options, *, frame_timeout_s: float) -> Executor:
+    """Return the executor for what a user asks for."""
+    if options.in_this_process:
         return SerialExecutor()
-    return DaskExecutor(workers, scheduler=scheduler, gpus=gpus, frame_timeout_s=frame_timeout_s)
+    return DaskExecutor(
+        options.n_workers,
+        scheduler=options.scheduler,
+        gpus=options.gpus,
+        frame_timeout_s=frame_timeout_s,
+        wait_s=options.wait_for_workers_s,
+    )

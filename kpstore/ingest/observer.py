@@ -17,6 +17,9 @@ class Observer(Protocol):
     def on_plan(self, plan: IngestPlan) -> None:
         """Receive the plan, before anything is extracted."""
 
+    def on_note(self, note: str) -> None:
+        """Receive a line about the workers: where Dask shows them, or that the run waits."""
+
     def on_progress(self, progress: Progress) -> None:
         """Receive the progress, often and from any thread."""
 
@@ -31,6 +34,9 @@ class SilentObserver:
         """Ignore it."""
 
     def on_plan(self, plan: IngestPlan) -> None:
+        """Ignore it."""
+
+    def on_note(self, note: str) -> None:
         """Ignore it."""
 
     def on_progress(self, progress: Progress) -> None:

@@ -13,6 +13,7 @@ from kpstore.schema.feature import Compression
 
 MAX_DEFAULT_WORKERS = 4
 DEFAULT_FRAME_TIMEOUT_S = 600.0
+DEFAULT_WAIT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Options:
         ignored.
     device : where all models run, ``"cpu"``, ``"cuda"`` or ``"cuda:0"``; by default on the CPU, or
         on the GPUs asked for.
-    scheduler : address of a Dask scheduler to use instead.
+    scheduler : address of a Dask scheduler to use instead, or the JSON file that it writes
+        (``dask scheduler --scheduler-file``). Its workers may come and go at any time.
+    wait_for_workers_s : how long to wait for a worker of that scheduler while there is none: at the
+        start, and after all of them have gone.
     frame_timeout_s : how long one frame, or one batch of a model that takes several, may take in a
         worker process: the worker is replaced, the frame is tried once more alone, and then fails.
         0 for any time; None is ten minutes. Without worker processes nothing could be replaced: a
@@ -65,8 +69,23 @@ class Options:
         int, Option("Number of worker processes per GPU.", least=1, panel=WHERE)
     ] = 1
     scheduler: Annotated[
-        str | None, Option("Use the workers of this Dask scheduler.", "ADDRESS", panel=WHERE)
+        str | None,
+        Option(
+            "Use the workers of this Dask scheduler: its address, or its scheduler file.",
+            "ADDRESS",
+            panel=WHERE,
+        ),
     ] = None
+    wait_for_workers_s: Annotated[
+        float,
+        Option(
+            "With --scheduler, wait for a worker while there is none, and then give up.",
+            "SECONDS",
+            flag="--wait-for-workers",
+            least=0,
+            panel=WHERE,
+        ),
+    ] = DEFAULT_WAIT_S
     frame_timeout_s: Annotated[
         float | None,
         Option(

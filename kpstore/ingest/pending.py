@@ -28,6 +28,8 @@ TASK_SECONDS = 30.0
 
 MAX_TASK_CHUNKS = 16
 TASKS_PER_WORKER = 4
+_MANY = 32
+"""Workers of somebody's scheduler to share with, as nobody knows how many will come."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def make_plan(
         begun = (f"begun anew, as nothing was extracted: {error}", *_begin(extractor, {}, options))
         restart = True
     task_frames = options.task_frames or _task_frames(
-        extractor, index.n_frames[wanted], options.n_workers
+        extractor, index.n_frames[wanted], options.n_workers if options.scheduler is None else _MANY
     )
     died_at = _died_at(backend)
     chunk_rows = [spec.chunk_rows for spec in frame_specs(extractor)]

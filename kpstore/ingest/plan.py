@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -112,6 +113,15 @@ def plan_tasks(
     for n_rows in set(chunk_rows):
         check_disjoint(tasks, n_rows)
     return tasks
+
+
+def long_first(tasks: Sequence[Task]) -> list[Task]:
+    """Return tasks in their order, but for those of long videos, which come first.
+
+    Begun last, one would go on alone when all else is done.
+    """
+    usual = statistics.median(task.stop - task.start for task in tasks) if tasks else 0
+    return sorted(tasks, key=lambda task: min(0, 2 * usual - (task.stop - task.start)))
 
 
 def whole_chunks(start: int, stop: int, chunk_rows: int, n_rows: int) -> tuple[int, int]:

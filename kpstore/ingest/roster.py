@@ -17,7 +17,7 @@ from typing import Literal
 from kpstore.errors import KpstoreError, WorkersError
 from kpstore.ingest.doubts import Opinion, blindness, doubted_videos, is_blind, weakness
 from kpstore.ingest.job import Job, failed_video
-from kpstore.ingest.plan import OnDeath, Task
+from kpstore.ingest.plan import OnDeath, Task, long_first
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult, collect
 from kpstore.visible import logger
@@ -33,9 +33,6 @@ fault (a batch system that takes nodes back, the kernel out of memory).
 
 MAX_STRIKES = 2
 """A worker that failed this often where others did not is left out; once may be a slow disk."""
-
-WAIT_S = 300.0
-"""How long a run waits for workers to come (back) when none is left."""
 
 PROOF_S = 120.0
 """How long a worker may take to prove itself: a slow network disk may delay its first imports."""
@@ -130,6 +127,7 @@ class Roster:
     tasks : what has to be done.
     notes : receives the reason for each worker that is left out, by its name.
     on_death : called with a task at which a worker may have died.
+    wait_s : how long to wait for workers to come (back) when none is left.
 
     Attributes
     ----------
@@ -140,14 +138,22 @@ class Roster:
     """
 
     def __init__(
-        self, job: Job, tasks: Sequence[Task], notes: dict[str, str], on_death: OnDeath
+        self,
+        job: Job,
+        tasks: Sequence[Task],
+        notes: dict[str, str],
+        on_death: OnDeath,
+        *,
+        wait_s: float,
     ) -> None:
         self.workers: dict[str, Worker] = {}
         self.orders: dict[str, Order] = {}
         self.claims: list[Claim] = []
         self.taken: list[TaskResult] = []
         self._job, self._notes, self._on_death = job, notes, on_death
-        self._waiting = deque(Work(task, deaths=int(task.after_death)) for task in tasks)
+        self._wait_s = wait_s
+        works = (Work(task, deaths=int(task.after_death)) for task in long_first(tasks))
+        self._waiting = deque(works)
         self._numbers = itertools.count()
         self._alone_since = math.inf
         self._has_lost = False
@@ -239,7 +245,7 @@ class Roster:
             self._alone_since = math.inf
             return
         self._alone_since = min(self._alone_since, now)
-        if (self._has_lost or not self.workers) and now - self._alone_since < WAIT_S:
+        if (self._has_lost or not self.workers) and now - self._alone_since < self._wait_s:
             return
         if len(self._errors) == len(self._notes) and len({str(e) for e in self._errors}) == 1:
             raise self._errors[0]

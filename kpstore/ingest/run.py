@@ -247,12 +247,7 @@ class _Run:
     def _execute(self) -> None:
         options = self._options
         limit_s = min(options.frame_limit_s, MAX_LIMIT_S)
-        made = make_executor(
-            options.n_workers,
-            scheduler=options.scheduler,
-            gpus=options.gpus,
-            frame_timeout_s=limit_s,
-        )
+        made = make_executor(options, frame_timeout_s=limit_s)
         sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
         meeting = sidecar and sidecar / "meeting"
         job = Job(
@@ -267,6 +262,7 @@ class _Run:
             # Half a cluster cannot be taken down cleanly, so a Ctrl-C waits until it stands.
             with interrupts_held_back():
                 executor = stack.enter_context(made)
+            executor.gather(self._observer.on_note)
             self._progress.workers = executor.n_workers
             try:
                 executor.fix_at_once(job)

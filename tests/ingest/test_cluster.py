@@ -21,8 +21,9 @@ from benchmarks.faults.numbered import (
     blind_file,
     expected_rows,
 )
-from kpstore.errors import WorkersError
-from kpstore.ingest import executors, roster
+from kpstore.errors import NotFoundError, WorkersError
+from kpstore.ingest import executors
+from kpstore.ingest.observer import SilentObserver
 from kpstore.ingest.options import Options
 from kpstore.ingest.report import read_progress
 from kpstore.ingest.run import plan_ingest, run_ingest
@@ -196,6 +197,27 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
         yield Place(tmp_path, hands)
 
 
+def test_a_run_begins_before_its_first_worker_and_knows_the_scheduler_by_its_file(
+    own: Place,
+) -> None:
+    class Observer(SilentObserver):
+        def on_note(self, note: str) -> None:
+            if "has no workers yet" in note:
+                assert f"(start one: dask worker --scheduler-file {own.hands.file})" in note
+                own.hands.start("late", wait=False)
+
+    model, options = NumberedExtractor(), Options(scheduler=str(own.hands.file), task_frames=10)
+    source = NumberedSource(LENGTHS, own.folder / "videos")
+    run_ingest(source, own.folder / "stores" / "late.kps", model, options, observer=Observer())
+    own.check("late.kps", SOUND)
+
+
+def test_a_scheduler_file_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    options = Options(scheduler=str(tmp_path / "no.json"))
+    with pytest.raises(NotFoundError, match=r"no\.json"):
+        run_ingest(FakeSource({"v": 3}), memory_location(), FakeExtractor(), options)
+
+
 @pytest.mark.parametrize(
     ("hang", "nanny"), [(wait_with_the_lock, True), (wait_with_the_lock, False), (stop_this, False)]
 )
@@ -220,13 +242,14 @@ def test_a_frame_that_hangs_on_a_worker_started_by_hand_fails_and_the_run_goes_o
 
 
 def test_a_frame_on_which_the_only_worker_hung_is_tried_alone_by_the_next_run(
-    own: Place, monkeypatch: pytest.MonkeyPatch
+    own: Place,
 ) -> None:
-    monkeypatch.setattr(roster, "WAIT_S", 0.0)
     store = own.folder / "stores" / "alone.kps"
     source = FakeSource({"v0": 12, "v1": 9, "v2": 14, "v3": 5}, poisonous={"v1": [4]})
     model = FakeExtractor(chunk_rows=8, poison=wait_with_the_lock)
-    options = Options(scheduler=own.hands.address, task_frames=20, frame_timeout_s=1.0)
+    options = Options(
+        scheduler=own.hands.address, task_frames=20, frame_timeout_s=1.0, wait_for_workers_s=0
+    )
     own.hands.start("first")
     with pytest.raises(WorkersError, match=r"none came back.* \(videos 'v0', 'v1', where a worker"):
         run_ingest(source, store, model, options)
@@ -240,18 +263,16 @@ def test_a_frame_on_which_the_only_worker_hung_is_tried_alone_by_the_next_run(
 
 
 def test_a_worker_started_by_hand_that_stops_does_not_stop_the_run_for_ever(
-    own: Place, monkeypatch: pytest.MonkeyPatch
+    own: Place,
 ) -> None:
-    monkeypatch.setattr(roster, "WAIT_S", 0.0)
     stopped = own.hands.start("stopped").child
 
     def stop() -> None:
         stopped.send_signal(signal.SIGSTOP)
 
     with pytest.raises(WorkersError, match=r"it sent no sign of life for 3 s \(worker stopped\)"):
-        own.ingest("stopped.kps", SOUND, stop, frame_timeout_s=1.0)
+        own.ingest("stopped.kps", SOUND, stop, frame_timeout_s=1.0, wait_for_workers_s=0)
     stopped.send_signal(signal.SIGCONT)
-    monkeypatch.undo()
     own.hands.start("another")  # the scheduler may have given up the first
     own.ingest("stopped.kps", SOUND, frame_timeout_s=1.0)
     own.check("stopped.kps", SOUND)

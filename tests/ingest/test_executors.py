@@ -143,11 +143,10 @@ def test_gpus_keep_the_names_that_the_user_gave_them(
 
 
 def test_a_worker_that_dies_while_another_is_left_out_is_waited_for(
-    location: str, monkeypatch: pytest.MonkeyPatch
+    location: str,
 ) -> None:
-    monkeypatch.setattr(roster, "WAIT_S", 3600.0)
     source = FakeSource(dict(SOURCE.lengths), poisonous={"v03": [1]})
-    options = Options(workers=2, task_frames=5)
+    options = Options(workers=2, task_frames=5, wait_for_workers_s=3600)
     # Dask gives up a worker that is not back by then, as a busy machine's is after 15 seconds.
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}):
         run_ingest(source, location, OneGone(sleep_s=0.01), options)
@@ -224,6 +223,7 @@ def answer(future: Any) -> Any:
         ours=True,
         notes={},
         on_death=lambda _: None,
+        wait_s=0.0,
     )
     return found._answer(roster.Order("key", roster.Worker("tcp://0", "0")), future)
 

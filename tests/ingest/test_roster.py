@@ -10,13 +10,16 @@ from kpstore.errors import ExtractorError, KpstoreError, WorkersError
 from kpstore.ingest import roster
 from kpstore.ingest.doubts import Opinion
 from kpstore.ingest.job import Doubts, Job
-from kpstore.ingest.plan import OnDeath, PlannedVideo, Task
+from kpstore.ingest.plan import OnDeath, PlannedVideo, Task, long_first
 from kpstore.ingest.roster import Claim, Order, Roster, Work, Worker
 from kpstore.ingest.sight import Look
 from kpstore.ingest.worker import TaskResult
 from tests.fakes import FakeExtractor, FakeSource, record
 
 N_FRAMES = 10
+
+
+WAIT_S = 300.0
 
 
 def a_task(number: int) -> Task:
@@ -31,7 +34,7 @@ def a_roster(
     """A roster whose workers have proved themselves, each on a host of its own."""
     job = Job("run", FakeSource({}), FakeExtractor())
     tasks = [a_task(number) for number in range(n_tasks)]
-    found = Roster(job, tasks, {}, on_death)
+    found = Roster(job, tasks, {}, on_death, wait_s=WAIT_S)
     for name in fit:
         found.enlist(f"{name}:1", name)
         found.workers[f"{name}:1"].state = "fit"
@@ -214,7 +217,8 @@ def test_who_does_not_answer_in_time_is_not_waited_for() -> None:
 
 def test_deaths_in_proof_end_a_run_only_without_a_fit_worker() -> None:
     notes: dict[str, str] = {}
-    found = Roster(Job("run", FakeSource({}), FakeExtractor()), [], notes, lambda _: None)
+    job = Job("run", FakeSource({}), FakeExtractor())
+    found = Roster(job, [], notes, lambda _: None, wait_s=WAIT_S)
     found.enlist("a:1", "a")
     found.workers["a:1"].state = "fit"
     for number in range(2 * roster.MAX_TRIES):
@@ -244,11 +248,22 @@ def test_what_all_workers_say_in_the_same_words_is_not_their_fault(
         found.check_hope(0.0)
 
 
+def test_long_videos_come_first_and_others_in_their_order() -> None:
+    lengths = [4, 5, 30, 4, 6, 11, 5, 0, 40]
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    tasks = [
+        Task(number, (PlannedVideo(number, start, start + n, record(f"v{number}", n)),), 200)
+        for number, (start, n) in enumerate(zip(starts, lengths, strict=True))
+    ]
+    assert [task.number for task in long_first(tasks)] == [8, 2, 5, 0, 1, 3, 4, 6, 7]
+    assert long_first([]) == []
+
+
 def test_workers_that_are_gone_are_waited_for_a_while() -> None:
     found = a_roster()
     found.lose("a:1")
     found.lose("b:1")
     found.check_hope(0.0)
-    found.check_hope(roster.WAIT_S - 1)
+    found.check_hope(WAIT_S - 1)
     with pytest.raises(WorkersError, match="all workers are gone, and none came back"):
-        found.check_hope(roster.WAIT_S)
+        found.check_hope(WAIT_S)

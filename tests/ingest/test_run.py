@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import distributed
 import numpy as np
@@ -441,11 +441,35 @@ def test_an_error_that_ends_the_run_loses_nothing_that_was_whole(tmp_path: Path)
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_scheduler_without_workers_is_said(tmp_path: Path) -> None:
-    with (
-        distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster,
-        pytest.raises(NotFoundError, match="has no workers; start one"),
-    ):
-        ingest(tmp_path / "s.kps", Options(scheduler=cluster.scheduler_address))
+    said = r"no workers, and none came within 0 s \(--wait-for-workers\); start one: dask worker"
+    with distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster:
+        options = Options(scheduler=cluster.scheduler_address, wait_for_workers_s=0)
+        with pytest.raises(NotFoundError, match=said):
+            ingest(tmp_path / "s.kps", options)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_adaptive_cluster_starts_its_first_worker_for_the_run(
+    serial: kpstore.Store, tmp_path: Path
+) -> None:
+    class Observer(SilentObserver):
+        notes: ClassVar[list[str]] = []
+
+        def on_note(self, note: str) -> None:
+            self.notes.append(note)
+
+    options = {"n_workers": 0, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(**options) as cluster:
+        cluster.adapt(minimum=0, maximum=1, interval="50ms", wait_count=100)
+        run_ingest(
+            source(),
+            tmp_path / "s.kps",
+            extractor(),
+            Options(scheduler=cluster.scheduler_address),
+            observer=Observer(),
+        )
+    assert not kpstore.diff(serial, kpstore.open(tmp_path / "s.kps"))
+    assert any("has no workers yet; waiting 300 s for one" in note for note in Observer.notes)
 
 
 def test_a_store_that_another_process_writes_is_busy(
