@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "import": ("", "--scale 0.01"),
     "ingest_mediapipe": ("--copies 25", "--copies 1 --runs 1"),
     "ingest_scale": ("", "--scale 0.01"),
+    "joining": ("", "--runs 1 --seconds 1"),
     "loaders": ("", "--frames 2000 --runs 1"),
     "old_training": ("--runs 3", "--frames 400 --image-size 32 --steps 4"),
     "read": ("", "--scale 0.01 --runs 1 --seconds 0.1"),
