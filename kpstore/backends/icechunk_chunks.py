@@ -34,9 +34,11 @@ from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.icechunk_strips import (
     NOT_READ,
     BloscStrips,
+    RawStrips,
     blocksize,
     encoded,
     rows_in_strips,
+    rows_per_read,
 )
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.backends.open_files import are_too_many
@@ -364,6 +366,9 @@ class LocalChunks:
         self._memory = map_chunks(self._piece, meta) if raw else None
         self.mapped = None if self._memory is None else self._memory.values
         self.strips: Strips | None = None
+        rows = rows_per_read(meta) if raw and self._memory is None else None
+        if rows is not None:
+            self.strips = RawStrips(places, meta, rows, codec.n_check, unreadable=self._unreadable)
         rows = rows_in_strips(places, meta) if meta.codec == "lz4" else None
         if rows is not None:
             self.strips = BloscStrips(

@@ -1,4 +1,4 @@
-"""Parts of chunks that Blosc has compressed, which are read and decoded without the rest.
+"""Parts of chunks which are read, and decoded if they are compressed, without the rest.
 
 Blosc divides what it compresses into blocks, and says where each begins. Behind a header of its
 own, each is again something that Blosc decodes.
@@ -25,6 +25,8 @@ from kpstore.errors import CorruptError
 
 _LEAST_BYTES = 2**16
 """Blosc makes no smaller blocks of shuffled numbers."""
+_LEAST_READ_BYTES = 2**13
+"""To read less takes no less time."""
 _MOST_STRIPS = 2**22
 """Readers remember where each is; a store that comes from anyone may claim any number of rows."""
 _ONE_BLOCK = struct.Struct("<4s4I")
@@ -169,6 +171,65 @@ class BloscStrips:
         _ONE_BLOCK.pack_into(memory, 0, cut.begin, n_bytes, n_bytes, len(memory), n_before)
         _fill(memory[n_before:], file, start)
         numcodecs.blosc.decompress(memory, out)
+
+
+class RawStrips:
+    """Some rows of chunks that are not compressed; see :class:`kpstore.backends.chunks.Strips`.
+
+    For arrays that are not mapped into memory.
+
+    Parameters
+    ----------
+    places : place of each chunk, all of them in files.
+    meta : shape and type of the array.
+    rows : number of rows in a strip.
+    n_check : number of bytes of the check at the end of each chunk.
+    unreadable : returns the error of a chunk that cannot be read, from one of :data:`NOT_READ`.
+    """
+
+    def __init__(
+        self,
+        places: RowPlaces,
+        meta: ArrayMeta,
+        rows: int,
+        n_check: int,
+        *,
+        unreadable: Callable[[int, Exception], CorruptError],
+    ) -> None:
+        self.rows = rows
+        self._places, self._meta, self._unreadable = places, meta, unreadable
+        self._chunk_bytes = meta.chunk_rows * meta.row_bytes + n_check
+        self._files = OpenFiles()
+
+    def read_into(self, number: int, places: Mapping[int, NDArray[np.generic]]) -> None:
+        """Read some strips; see :class:`kpstore.backends.chunks.Strips`."""
+        place: ChunkPlace | None = None
+        try:
+            place = self._places[number]
+            if place is None:
+                for out in places.values():
+                    out[...] = self._meta.fill
+                return
+            if place.length != self._chunk_bytes:
+                raise ValueError(f"it has {place.length} bytes, not {self._chunk_bytes}")
+            file = self._files.at(place.file)
+            for start, out in places.items():
+                at = place.offset + start * self._meta.row_bytes
+                _fill(out.reshape(-1).view(np.uint8).data, file.number, at)
+        except NOT_READ as error:
+            if place is not None:
+                self._files.drop(place.file)
+            raise self._unreadable(number, error) from error
+
+
+def rows_per_read(meta: ArrayMeta) -> int | None:
+    """Return how many rows of uncompressed chunks are read together; None for whole chunks only."""
+    rows = 1
+    while rows < meta.chunk_rows and (
+        rows * meta.row_bytes < _LEAST_READ_BYTES or meta.n_rows > rows * _MOST_STRIPS
+    ):
+        rows *= 2
+    return rows if rows < meta.chunk_rows and meta.chunk_rows % rows == 0 else None
 
 
 def _fill(memory: memoryview, file: int, at: int) -> None:
