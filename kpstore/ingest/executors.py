@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from kpstore.errors import (
@@ -32,8 +31,8 @@ from kpstore.ingest.job import Job, OnFrames, try_out
 from kpstore.ingest.options import DEFAULT_WAIT_S, Options
 from kpstore.ingest.plan import OnDeath, Task
 from kpstore.ingest.scheduler_errors import scheduler_told
+from kpstore.ingest.scheduler_file import address_in, is_file
 from kpstore.ingest.worker import TaskResult, run_task
-from kpstore.user_files import check_regular
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -229,7 +228,7 @@ class DaskExecutor(Executor):
         if self._scheduler is None:
             return
         if not self._count():
-            start = "--scheduler-file " if _is_file(self._scheduler) else ""
+            start = "--scheduler-file " if is_file(self._scheduler) else ""
             how = f"start one: dask worker {start}{self._scheduler}"
             on_note(
                 f"the Dask scheduler at {self._scheduler} has no workers yet; waiting "
@@ -287,15 +286,12 @@ class DaskExecutor(Executor):
         from distributed import Client
         from distributed.versions import VersionMismatchWarning
 
-        given = {"address": self._scheduler}
-        if _is_file(self._address):
-            check_regular(Path(self._address))  # Dask would wait for a file that is not there
-            given = {"scheduler_file": self._address}
+        address = address_in(self._address) if is_file(self._address) else self._address
         try:
             with warnings.catch_warnings():
                 # The run itself says which worker it leaves out for which version.
                 warnings.simplefilter("ignore", VersionMismatchWarning)
-                return Client(**given, timeout="10s")
+                return Client(address, timeout="10s")
         except (OSError, ValueError) as error:
             raise NotFoundError(
                 f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask "
@@ -379,11 +375,6 @@ class DaskExecutor(Executor):
             wait_s=self._wait_s,
         )
         yield from crew.run(on_frames)
-
-
-def _is_file(scheduler: str) -> bool:
-    """Whether a scheduler is named by the file that it writes."""
-    return "://" not in scheduler and scheduler.endswith(".json")
 
 
 @contextmanager

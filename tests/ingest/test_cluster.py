@@ -21,7 +21,7 @@ from benchmarks.faults.numbered import (
     blind_file,
     expected_rows,
 )
-from kpstore.errors import NotFoundError, WorkersError
+from kpstore.errors import KpstoreError, WorkersError
 from kpstore.ingest import executors
 from kpstore.ingest.observer import SilentObserver
 from kpstore.ingest.options import Options
@@ -212,10 +212,28 @@ def test_a_run_begins_before_its_first_worker_and_knows_the_scheduler_by_its_fil
     own.check("late.kps", SOUND)
 
 
-def test_a_scheduler_file_that_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
-    options = Options(scheduler=str(tmp_path / "no.json"))
-    with pytest.raises(NotFoundError, match=r"no\.json"):
-        run_ingest(FakeSource({"v": 3}), memory_location(), FakeExtractor(), options)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"s\.json does not exist"),
+        ("", "is not a file that 'dask scheduler --scheduler-file"),
+        ('{"address": 5}', "is not a file that 'dask scheduler --scheduler-file"),
+        ("[" * 10**5, "is not a file that 'dask scheduler --scheduler-file"),
+        ('{"address": "nowhere"}', "no Dask scheduler answers at"),
+    ],
+)
+def test_a_scheduler_file_that_is_none_is_told(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "s.json").write_text(content)
+    with pytest.raises(KpstoreError, match=said):
+        run_ingest(
+            FakeSource({"v": 3}),
+            memory_location(),
+            FakeExtractor(),
+            Options(scheduler=str(tmp_path / "s.json")),
+        )
 
 
 @pytest.mark.parametrize(
