@@ -113,6 +113,11 @@ class Crew:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="kpstore-look")
         self._polled_at = -math.inf
 
+    @property
+    def n_fit(self) -> int:
+        """Number of workers that have proved themselves and are there."""
+        return sum(worker.state == "fit" for worker in self._roster.workers.values())
+
     def run(self, on_frames: OnFrames) -> Iterator[TaskResult]:
         """Yield results as they are taken; see :class:`kpstore.ingest.executors.DaskExecutor`.
 

@@ -79,7 +79,7 @@ class Executor(ABC):
 
     Attributes
     ----------
-    n_workers : how many tasks run at once.
+    n_workers : how many tasks run at once, or ran at most: more workers may come.
     """
 
     n_workers: int
@@ -374,7 +374,9 @@ class DaskExecutor(Executor):
             on_death=on_death,
             wait_s=self._wait_s,
         )
-        yield from crew.run(on_frames)
+        for result in crew.run(on_frames):
+            self.n_workers = max(self.n_workers, crew.n_fit)
+            yield result
 
 
 @contextmanager

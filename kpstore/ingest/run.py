@@ -276,6 +276,7 @@ class _Run:
         tasks = self._plan.tasks
         results = executor.run(job, tasks, self._make_fork, self._on_frames, self._on_death)
         for n_done, result in enumerate(results, start=1):
+            self._progress.workers = executor.n_workers
             self._take(result)
             if n_done < len(tasks) and self._is_due():
                 with interrupts_held_back():

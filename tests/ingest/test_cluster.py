@@ -208,7 +208,8 @@ def test_a_run_begins_before_its_first_worker_and_knows_the_scheduler_by_its_fil
 
     model, options = NumberedExtractor(), Options(scheduler=str(own.hands.file), task_frames=10)
     source = NumberedSource(LENGTHS, own.folder / "videos")
-    run_ingest(source, own.folder / "stores" / "late.kps", model, options, observer=Observer())
+    store = own.folder / "stores" / "late.kps"
+    run_ingest(source, store, model, options, observer=Observer())
     own.check("late.kps", SOUND)
 
 

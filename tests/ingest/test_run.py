@@ -461,13 +461,14 @@ def test_an_adaptive_cluster_starts_its_first_worker_for_the_run(
     options = {"n_workers": 0, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
     with distributed.LocalCluster(**options) as cluster:
         cluster.adapt(minimum=0, maximum=1, interval="50ms", wait_count=100)
-        run_ingest(
+        report = run_ingest(
             source(),
             tmp_path / "s.kps",
             extractor(),
             Options(scheduler=cluster.scheduler_address),
             observer=Observer(),
         )
+    assert report.workers == 1
     assert not kpstore.diff(serial, kpstore.open(tmp_path / "s.kps"))
     assert any("has no workers yet; waiting 300 s for one" in note for note in Observer.notes)
 
