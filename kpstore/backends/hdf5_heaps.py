@@ -20,6 +20,10 @@ from kpstore.errors import CorruptError
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_BYTES = 2**25
 """Bytes of an object's header that are looked at."""
+_SIZES = frozenset((2, 4, 8))
+"""Sizes of addresses and lengths that are read here."""
+_MOST_PARTS = 2**17
+"""Free parts of heaps that are looked at together."""
 _FEW_BYTES = 1024
 """What most headers take; one read is enough for them."""
 _END_OF_LIST = 1
@@ -49,7 +53,7 @@ def check_root(path: Path) -> None:
         file = _File(number)
         root, beside = file.root()
         for heap in beside:
-            _check_heap(file, heap)
+            file.check_heap(heap)
         _check_header(file, root)
     except _Refused as refused:
         raise CorruptError(f"{path}{refused}") from None
@@ -71,7 +75,7 @@ class ObjectChecks:
         self._opened = h5py.h5i.get_file_id(group.id)
         try:
             self._file: _File | None = _File(self._opened.get_vfd_handle())
-        except _NOT_READ:
+        except (*_NOT_READ, _Refused):  # made here, and not written yet; others were refused before
             self._file = None
 
     def look(self, address: int) -> None:
@@ -115,19 +119,57 @@ class _File:
         self._version = head[8]
         place = 13 if self._version < 2 else 9
         self.offset_bytes, self.length_bytes = head[place], head[place + 1]
-        if not 0 < self.offset_bytes <= 8 or not 0 < self.length_bytes <= 8:
-            raise ValueError(head)
+        if not {self.offset_bytes, self.length_bytes} <= _SIZES:
+            raise _Refused(
+                f" has addresses of {self.offset_bytes} bytes and lengths of {self.length_bytes}, "
+                "which are not read, as no common program writes them; copy what is to be read "
+                "into a new file"
+            )
+        self._looked_at = set[int]()
+        self._left = _MOST_PARTS
 
     def root(self) -> tuple[int, list[int]]:
         """Return where the root's header is, and heaps that are named beside it."""
         size = self.offset_bytes
         if self._version > 1:
             return self.address(self.read(12 + 3 * size, size), 0), []
-        # Behind sizes and flags are four addresses, then the root's entry: name, header, kind of
-        # what is repeated here from the header, and that: tree, heap.
-        entry = self.read(24 + 4 * self._version + 4 * size, 4 * size + 8)
-        heaps = [self.address(entry, 3 * size + 8)] if entry[2 * size] == 1 else []
-        return self.address(entry, size), heaps
+        # Behind sizes and flags are four addresses, then the root's entry: name (a length), header,
+        # kind of what is repeated here from the header, and that: tree, heap.
+        name = self.length_bytes
+        entry = self.read(24 + 4 * self._version + 4 * size, name + 3 * size + 8)
+        heaps = [self.address(entry, name + 2 * size + 8)] if entry[name + size] == 1 else []
+        return self.address(entry, name), heaps
+
+    def check_heap(self, heap: int) -> None:
+        """Follow the list of a heap's free parts, unless it was followed before."""
+        if heap in self._looked_at:
+            return
+        self._looked_at.add(heap)
+        size = self.length_bytes
+        try:
+            head = self.read(heap, 8 + 2 * size + self.offset_bytes)
+            n_bytes, free = self.length(head, 8), self.length(head, 8 + size)
+            at = self.address(head, 8 + 2 * size)
+            if head[:4] != b"HEAP":
+                return
+            # A list without a loop has no more parts than there is room for. The library itself
+            # refuses parts that lie outside.
+            for _ in range(n_bytes // (2 * size) + 1):
+                if free == _END_OF_LIST or free + 2 * size > n_bytes:
+                    return
+                self._left -= 1
+                if self._left < 0:
+                    raise _Refused(
+                        f": the free space of its groups' names is in over {_MOST_PARTS:,} parts; "
+                        "copy what is to be read into a new file"
+                    )
+                free = self.length(self.read(at + free, size), 0)
+        except _NOT_READ:  # the library will not read it either
+            return
+        raise _Circle(
+            " is damaged: the free space of a group's names leads back to itself; copy the file "
+            "again"
+        )
 
     def some(self, at: int, size: int) -> bytes:
         """Return bytes at an address, fewer if the file ends."""
@@ -183,14 +225,14 @@ def _check_header(file: _File, header: int) -> None:
                 continue
             body = content[start:place]
             if kind == _SYMBOL_TABLE:
-                _check_heap(file, file.address(body, file.offset_bytes))
+                file.check_heap(file.address(body, file.offset_bytes))
             elif kind == _EXTERNAL_FILES:
-                _check_heap(file, file.address(body, 8))
+                file.check_heap(file.address(body, 8))
             else:
                 at, n_bytes = file.address(body, 0), file.length(body, file.offset_bytes)
                 if newer:  # with a signature before the messages and a checksum behind
                     at, n_bytes = at + 4, n_bytes - 8
-                left -= n_bytes
+                left -= max(0, n_bytes)
                 if at not in seen and n_bytes >= head_bytes:
                     seen.add(at)
                     blocks.append(_block(file, at, n_bytes, left))
@@ -204,24 +246,3 @@ def _block(file: _File, at: int, n_bytes: int, left: int) -> bytes:
             "to be read into a new file"
         )
     return file.read(at, n_bytes)
-
-
-def _check_heap(file: _File, heap: int) -> None:
-    size = file.length_bytes
-    try:
-        head = file.read(heap, 8 + 2 * size + file.offset_bytes)
-        n_bytes, free = file.length(head, 8), file.length(head, 8 + size)
-        if head[:4] != b"HEAP" or free == _END_OF_LIST:
-            return
-        content = file.read(file.address(head, 8 + 2 * size), n_bytes)
-    except _NOT_READ:  # the library will not read it either
-        return
-    # A list without a loop has no more parts than there is room for. The library itself refuses
-    # parts that lie outside.
-    for _ in range(n_bytes // (2 * size) + 1):
-        if free == _END_OF_LIST or free + 2 * size > n_bytes:
-            return
-        free = file.length(content, free)
-    raise _Circle(
-        " is damaged: the free space of a group's names leads back to itself; copy the file again"
-    )

@@ -108,6 +108,11 @@ def datasets_of(top: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
             )
         for name in group:
             raw = name.encode() if isinstance(name, str) else name  # what is not UTF-8
+            if b"/" in raw or raw in (b"", b"."):
+                raise InvalidError(
+                    f"{top.file.filename}: it holds the name {name!r}, which HDF5 would follow as "
+                    "a path, into other files as well; copy what is to be read into a new file"
+                )
             link = group.id.links.get_info(raw)
             if link.type != h5py.h5l.TYPE_HARD or link.u in seen:
                 continue

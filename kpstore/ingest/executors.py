@@ -30,8 +30,9 @@ from kpstore.ingest.gpus import gpu_of_worker, own_gpus
 from kpstore.ingest.job import Job, OnFrames, try_out
 from kpstore.ingest.options import DEFAULT_WAIT_S, Options
 from kpstore.ingest.plan import OnDeath, Task
-from kpstore.ingest.scheduler_errors import scheduler_told
+from kpstore.ingest.scheduler_errors import gone, scheduler_told
 from kpstore.ingest.scheduler_file import address_in, is_file
+from kpstore.ingest.watch import MAX_LIMIT_S
 from kpstore.ingest.worker import TaskResult, run_task
 
 if TYPE_CHECKING:
@@ -204,7 +205,9 @@ class DaskExecutor(Executor):
             import distributed
         except ImportError:
             raise MissingExtraError("--workers and --scheduler", extra="dask") from None
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for name in list(logging.root.manager.loggerDict):
+            if name.partition(".")[0] == "distributed":  # each has a level of its own
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         if self._scheduler is not None:
             self._client = self._connect()
             return self
@@ -235,8 +238,12 @@ class DaskExecutor(Executor):
                 f"{self._wait_s:g} s for one ({how})"
             )
             wanted = ask_for_workers(self._client, self._address)
-            with suppress(TimeoutError, CancelledError):  # counting says if the scheduler is gone
-                wanted.result(timeout=self._wait_s)
+            try:
+                wanted.result(timeout=min(self._wait_s, MAX_LIMIT_S))
+            except CancelledError:
+                raise gone(self._address) from None
+            except TimeoutError:
+                pass
             if not self._count():
                 raise NotFoundError(
                     f"the Dask scheduler at {self._scheduler} has no workers, and none came within "
@@ -292,9 +299,11 @@ class DaskExecutor(Executor):
                 # The run itself says which worker it leaves out for which version.
                 warnings.simplefilter("ignore", VersionMismatchWarning)
                 return Client(address, timeout="10s")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            where = repr(self._scheduler) if address == self._scheduler else f"{address!r} (from "
+            where += "" if address == self._scheduler else f"{self._scheduler})"
             raise NotFoundError(
-                f"no Dask scheduler answers at {self._scheduler!r} ({error}); start one with 'dask "
+                f"no Dask scheduler answers at {where}: {one_line(error)}; start one with 'dask "
                 "scheduler'"
             ) from None
 
@@ -426,5 +435,6 @@ def make_executor(options: Options, *, frame_timeout_s: float) -> Executor:
         scheduler=options.scheduler,
         gpus=options.gpus,
         frame_timeout_s=frame_timeout_s,
-        wait_s=options.wait_for_workers_s,
+        # Those of this process come back by themselves; a user has nothing to do with it.
+        wait_s=max(options.wait_for_workers_s, 0.0 if options.scheduler else DEFAULT_WAIT_S),
     )

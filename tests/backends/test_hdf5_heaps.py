@@ -33,17 +33,21 @@ def test_a_circle_is_refused(tmp_path: Path, userblock: int, reserved: bytes) ->
         check_root(path)
 
 
-def with_circles(path: Path) -> Path:
-    """Let the free space of all heaps of a file lead back to itself."""
+def with_circles(path: Path, address: int = 8, length: int = 8) -> Path:
+    """Let the free space of all heaps of a file lead back to itself.
+
+    Addresses and lengths have so many bytes.
+    """
     content, heap = bytearray(path.read_bytes()), -1
     base = content.index(b"\x89HDF")
     while (heap := content.find(b"HEAP\0", heap + 1)) >= 0:
-        size, _, data = (
-            int.from_bytes(content[heap + at : heap + at + 8], "little") for at in (8, 16, 24)
-        )
-        part, n_bytes = (number.to_bytes(8, "little") for number in (size - 16, 16))
-        content[heap + 16 : heap + 24] = part
-        content[base + data + size - 16 : base + data + size] = part + n_bytes
+        free, at = heap + 8 + length, heap + 8 + 2 * length
+        size = int.from_bytes(content[heap + 8 : free], "little")
+        data = base + int.from_bytes(content[at : at + address], "little")
+        n_bytes = 2 * length
+        part = (size - n_bytes).to_bytes(length, "little")
+        content[free:at] = part
+        content[data + size - n_bytes : data + size] = part + n_bytes.to_bytes(length, "little")
     return written(path, bytes(content))
 
 
@@ -96,6 +100,61 @@ def test_a_circle_in_an_object_is_refused_before_it_is_opened(
             item_of(file, "a" if "a" in file else "g20")
     with pytest.raises(CorruptError), open_checked(path) as file:
         list(datasets_of(file))
+
+
+@pytest.mark.parametrize(("address", "length"), [(8, 4), (4, 8), (4, 4), (2, 8), (8, 2)])
+def test_addresses_and_lengths_may_have_other_sizes(
+    tmp_path: Path, address: int, length: int
+) -> None:
+    path, how = tmp_path / "x.h5", h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    how.set_sizes(address, length)
+    old = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    old.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_LATEST)
+    with h5py.File(h5py.h5f.create(str(path).encode(), fcpl=how, fapl=old)) as file:
+        file.create_group("a").create_group("b")
+    with open_checked(path) as file:
+        assert list(item_of(file, "a")) == ["b"]
+    with pytest.raises(CorruptError, match="leads back to itself"):
+        open_checked(with_circles(path, address, length))
+
+
+def test_sizes_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        deep(file)
+    content = bytearray(path.read_bytes())
+    content[13] = 16
+    with pytest.raises(CorruptError, match="addresses of 16 bytes"):
+        open_checked(written(path, bytes(content)))
+
+
+def test_heaps_are_followed_once_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", track_order=True) as file:
+        for number in range(5):
+            file.create_group(f"g{number}", track_order=False)["a"] = np.zeros(2)
+    monkeypatch.setattr(hdf5_heaps, "_MOST_PARTS", 5)
+    with open_checked(path) as file:
+        assert len(list(datasets_of(file))) == 5
+    monkeypatch.setattr(hdf5_heaps, "_MOST_PARTS", 4)
+    with open_checked(path) as file, pytest.raises(CorruptError, match="in over 4 parts"):
+        list(datasets_of(file))
+
+
+def test_a_name_that_is_a_path_is_not_followed(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["xxy"] = np.zeros(3)
+        file["x"] = h5py.ExternalLink("secret.h5", "/")
+    path.write_bytes(path.read_bytes().replace(b"xxy", b"x/y"))
+    with open_checked(path) as file:
+        assert "x/y" in list(file)
+        with pytest.raises(InvalidError, match="the name 'x/y', which HDF5 would follow as a path"):
+            list(datasets_of(file))
+        with pytest.raises(InvalidError, match="a link into another file"):
+            item_of(file, "x/y")
 
 
 def test_a_header_without_an_end_is_refused(
