@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import signal
@@ -293,19 +294,22 @@ class DaskExecutor(Executor):
         from distributed import Client
         from distributed.versions import VersionMismatchWarning
 
-        address = address_in(self._address) if is_file(self._address) else self._address
+        given = str(self._scheduler)
+        address = address_in(given) if is_file(given) else given
         try:
             with warnings.catch_warnings():
                 # The run itself says which worker it leaves out for which version.
                 warnings.simplefilter("ignore", VersionMismatchWarning)
                 return Client(address, timeout="10s")
         except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-            where = repr(self._scheduler) if address == self._scheduler else f"{address!r} (from "
-            where += "" if address == self._scheduler else f"{self._scheduler})"
-            raise NotFoundError(
-                f"no Dask scheduler answers at {where}: {one_line(error)}; start one with 'dask "
-                "scheduler'"
-            ) from None
+            reason = one_line(error)
+        # Dask closes the client that could not connect when it is collected. If that came while the
+        # next one starts, in a notebook say, each would wait for the other.
+        gc.collect()
+        where = repr(address) if address == given else f"{address!r}, which {given} names"
+        raise NotFoundError(
+            f"no Dask scheduler answers at {where} ({reason}); start one with 'dask scheduler'"
+        )
 
     def __exit__(self, *_: object) -> None:
         with self._at_exit:

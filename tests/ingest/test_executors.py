@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import distributed
 import pytest
 
 import kpstore
-from kpstore.errors import UnsupportedError, WorkersError
+from kpstore.errors import NotFoundError, UnsupportedError, WorkersError
 from kpstore.ingest import crew, executors, roster
 from kpstore.ingest.gpus import gpu_identities
 from kpstore.ingest.job import Job
@@ -261,3 +262,18 @@ def test_a_closed_client_or_a_lost_scheduler_is_one_error_of_ours() -> None:
             scheduler_told("tcp://x:1"),
         ):
             raise error
+
+
+def test_a_client_that_could_not_connect_does_not_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collected while another one starts, it would wait for that one, and that one for it."""
+    made: list[weakref.ref[Any]] = []
+    start = distributed.Client.__init__
+
+    def noted(client: Any, *given: Any, **options: Any) -> None:
+        made.append(weakref.ref(client))
+        start(client, *given, **options)
+
+    monkeypatch.setattr(distributed.Client, "__init__", noted)
+    with pytest.raises(NotFoundError, match="no Dask scheduler answers at 'nowhere'"):
+        executors.DaskExecutor(1, scheduler="nowhere").__enter__()
+    assert [client() for client in made] == [None]
