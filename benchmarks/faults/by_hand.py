@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -104,12 +105,16 @@ class ByHand:
         self.workers: dict[str, Process] = {}
 
     def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
         self.file = self._folder / "scheduler.json"
         options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
         options += ["--scheduler-file", str(self.file)]
         self.scheduler = Process([sys.executable, "-m", "dask", "scheduler", *options])
         said = self.scheduler.wait_for("Scheduler at:")
         self.address = said[said.index("tcp://") :].strip()
+        while not self.file.exists():  # it is written after that
+            assert self.scheduler.child.poll() is None, self.scheduler.lines
+            time.sleep(0.01)
         return self
 
     def __exit__(
