@@ -86,7 +86,7 @@ class ObjectChecks:
         except _Refused as refused:
             # What this process has just written need not be in the file: other bytes are read then.
             is_read = self._opened.get_intent() == h5py.h5f.ACC_RDONLY
-            if is_read or isinstance(refused, _Circle):
+            if is_read or not isinstance(refused, _TooLarge):
                 raise CorruptError(f"{os.fsdecode(self._opened.name)}{refused}") from None
         except _NOT_READ:
             return
@@ -96,8 +96,8 @@ class _Refused(Exception):
     """Why a file is refused; its text goes on behind the file's name."""
 
 
-class _Circle(_Refused):
-    """A list leads back to itself."""
+class _TooLarge(_Refused):
+    """A header claims more than is looked at, as any bytes may."""
 
 
 class _File:
@@ -166,7 +166,7 @@ class _File:
                 free = self.length(self.read(at + free, size), 0)
         except _NOT_READ:  # the library will not read it either
             return
-        raise _Circle(
+        raise _Refused(
             " is damaged: the free space of a group's names leads back to itself; copy the file "
             "again"
         )
@@ -241,7 +241,7 @@ def _check_header(file: _File, header: int) -> None:
 def _block(file: _File, at: int, n_bytes: int, left: int) -> bytes:
     """Return a block of messages, unless too much was read of a header."""
     if left < 0:
-        raise _Refused(
+        raise _TooLarge(
             f": what describes one of its objects takes over {_MOST_BYTES:,} bytes; copy what is "
             "to be read into a new file"
         )
