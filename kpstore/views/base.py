@@ -19,6 +19,7 @@ from kpstore.errors import InvalidError, NotFoundError
 from kpstore.schema.fields import sequence, shown, whole_number
 from kpstore.store.store import BaseStore
 from kpstore.views.pool import Pool, plan_pool
+from kpstore.views.runs import Runs
 from kpstore.views.samples import Samples
 from kpstore.visible import visible
 
@@ -124,14 +125,32 @@ class View(_Samples, ABC):
         return bool((self.lengths == 1).all())
 
     @property
+    def row_runs(self) -> Runs:
+        """:attr:`first_rows` as runs of rows that follow each other."""
+        return Runs.of(self.first_rows)
+
+    @property
     def digest(self) -> str:
-        """A hash that tells the view's frames from others of the same store."""
-        # Of single frames, the first rows alone, as in states and checkpoints of earlier builds.
-        tables = [self.first_rows]
+        """A hash that tells the view's frames from others of the same store.
+
+        It is made from every sample, as in states and checkpoints of earlier builds.
+        """
+        # Of single frames, the first rows alone.
+        content = hashlib.blake2b(digest_size=8)
+        for rows in self.row_runs.pieces():
+            content.update(rows.astype("<i8", copy=False).data)
         if not self.are_frames:
-            tables.append(self.lengths)
-        content = b"".join(table.astype("<i8").tobytes() for table in tables)
-        return hashlib.blake2b(content, digest_size=8).hexdigest()
+            content.update(np.ascontiguousarray(self.lengths, dtype="<i8").data)
+        return content.hexdigest()
+
+    @property
+    def run_digest(self) -> str:
+        """A hash that tells the view's frames from others, made from their runs: soon for many."""
+        runs = self.row_runs
+        content = hashlib.blake2b(digest_size=8)
+        for table in (runs.starts, runs.bounds, *([] if self.are_frames else [self.lengths])):
+            content.update(np.ascontiguousarray(table, dtype="<i8").data)
+        return content.hexdigest()
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return :meth:`batch` of each part, all in one read; the batches share memory."""
@@ -192,7 +211,7 @@ class Subset(View):
     def __init__(self, view: View, indices: Sequence[int] | NDArray[Any]) -> None:
         super().__init__(view.store, view.reads, view.transform)
         self.view, self.draws = view, view.draws
-        self.indices = picked(np.arange(len(view)), indices)
+        self.indices = picked(Runs.up_to(len(view)), indices)
 
     def batches(self, parts: Sequence[NDArray[np.int64]]) -> list[Batch]:
         """Return several batches; see :meth:`View.batches`."""
@@ -215,7 +234,7 @@ class Subset(View):
     @property
     def first_rows(self) -> NDArray[np.int64]:
         """(samples,) int64; see :attr:`View.first_rows`."""
-        return self.view.first_rows[self.indices]
+        return self.view.row_runs[self.indices]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -228,7 +247,9 @@ class Subset(View):
         return self.view.are_frames or super().are_frames
 
 
-def picked(values: NDArray[np.int64], indices: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+def picked(
+    values: NDArray[np.int64] | Runs, indices: Sequence[int] | NDArray[Any]
+) -> NDArray[np.int64]:
     """Return the values of some samples, of (samples,), by ints or by a mask.
 
     Negative ints count from the end.

@@ -16,6 +16,7 @@ from kpstore.views.base import Batch, Selection, Transform, picked
 from kpstore.views.missing import MISSING, Missing, check_missing, refuse_missing
 from kpstore.views.points import PointView
 from kpstore.views.ranges import Normalizer, Range, as_range, span, to_unit
+from kpstore.views.runs import Runs
 
 MissingFace = Missing | Literal["zeros"]
 Normalize = (
@@ -78,18 +79,19 @@ class FaceKeypointView(PointView):
                 f"{feature!r} has rows of {shape}; face points need rows of (143, 3) or (68, 3)"
             )
         if stored != "nan":
-            there = self._has_face()
+            rows = self.row_runs.to_array()
+            there = self._has_face(rows)
             if stored == "error":
-                refuse_missing(store, self.rows, there, "have no face")
-            self.rows = self.rows[there]
+                refuse_missing(store, rows, there, "have no face")
+            self._runs = Runs.of(rows[there])
 
-    def _has_face(self) -> NDArray[np.bool_]:
-        """Return which frames have a face, by mask or else by values, (frames,) bool."""
+    def _has_face(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of the view's rows have a face, by mask or else by values, (rows,) bool."""
         names = self.store.feature(self.feature).labels.get("part", ())
         mask = self.store.detected(self.feature)
         if mask is not None and "face" in names:
             # The whole mask is a few bytes a frame: one long read beats many rows.
-            return np.asarray(mask)[:, names.index("face")][self.rows]
+            return np.asarray(mask)[:, names.index("face")][rows]
         blocks = [np.isfinite(faces).any(axis=(1, 2)) for faces in self._iter_points()]
         return np.concatenate([np.empty(0, dtype=bool), *blocks])
 
@@ -108,7 +110,7 @@ class FaceKeypointView(PointView):
             ``"keypoints"`` (frames, 68, 3) float32, NaN where there is no face; ``"row"`` (frames,)
             int64; with ``normalize="frame"`` also ``"low"`` and ``"high"`` (frames, 3) float32.
         """
-        rows = picked(self.rows, indices)
+        rows = picked(self.row_runs, indices)
         points = self.filled(self.read_points(rows))
         # Of no rows there is nothing to map, and perhaps nothing to measure.
         if self.normalize is None or (self.normalize != "frame" and len(rows) == 0):

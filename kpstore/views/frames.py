@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from functools import cached_property
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +19,35 @@ from kpstore.views.base import (
     picked,
     select_videos,
 )
-from kpstore.views.missing import Missing, keeps_runs
+from kpstore.views.missing import Missing, kept_rows
+from kpstore.views.runs import Runs
 
 
 class RowView(View):
     """A view in which each sample is one frame: a row of the store's frame axis."""
 
-    rows: NDArray[np.int64]
-    """(frames,) int64: the row of each sample on the store's frame axis."""
+    _runs: Runs
+
+    @property
+    def row_runs(self) -> Runs:
+        """The row of each sample on the store's frame axis, as runs that follow each other."""
+        return self._runs
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """(frames,) int64: the row of each sample on the store's frame axis; read-only.
+
+        It is made when it is first asked for; :attr:`row_runs` takes less memory.
+        """
+        rows = self.row_runs.to_array()
+        rows.flags.writeable = False
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "rows"}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.row_runs)
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -65,9 +84,10 @@ class FrameView(RowView):
     ) -> None:
         super().__init__(store, feature_names(store, features), transform)
         self.features = self.reads
-        rows = store.index.rows_of(select_videos(store, **selection))
-        kept = keeps_runs(store, self.reads, rows, np.broadcast_to(np.int64(1), len(rows)), missing)
-        self.rows = rows if kept.all() else rows[kept]
+        positions = select_videos(store, **selection)
+        first = store.index.offsets[positions]
+        rows = Runs.between(first, first + store.index.n_frames[positions])
+        self._runs = kept_rows(store, self.reads, rows, missing)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return frames stacked.
@@ -77,5 +97,5 @@ class FrameView(RowView):
         dict
             By feature (frames, *row shape), NaN where missing; ``"row"`` (frames,) int64.
         """
-        rows = picked(self.rows, indices)
+        rows = picked(self.row_runs, indices)
         return {**{name: self.store.read(name, rows) for name in self.features}, "row": rows}

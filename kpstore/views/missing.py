@@ -13,6 +13,7 @@ from kpstore.schema.feature import State
 from kpstore.store.format import status_name
 from kpstore.store.store import BaseStore
 from kpstore.views.base import feature_of
+from kpstore.views.runs import Runs
 
 Missing = Literal["nan", "skip", "error"]
 MISSING: tuple[Missing, ...] = ("nan", "skip", "error")
@@ -33,6 +34,14 @@ def usable_frames(store: BaseStore, names: Sequence[str]) -> NDArray[np.bool_]:
         if feature is not None:
             usable &= np.asarray(store[status_name(feature)]) == State.DONE
     return usable
+
+
+def kept_rows(store: BaseStore, names: Sequence[str], rows: Runs, missing: Missing) -> Runs:
+    """Return which of some rows the policy keeps, each by itself; see :func:`keeps_runs`."""
+    if missing == "skip":
+        return rows.within(usable_frames(store, names))
+    keeps_runs(store, names, rows.starts, rows.sizes, missing)
+    return rows
 
 
 def keeps_runs(

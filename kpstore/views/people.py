@@ -15,6 +15,7 @@ from kpstore.store.store import BaseStore
 from kpstore.views.base import Batch, Selection, Transform, feature_of, picked, select_videos
 from kpstore.views.frames import RowView
 from kpstore.views.missing import Missing, check_missing, refuse_missing, usable_frames
+from kpstore.views.runs import Runs
 
 ANGLES = "spherical_angles"
 MEAN_ANGLE = "avg_angle"
@@ -70,7 +71,7 @@ class FaceView(RowView):
             if missing == "error":
                 refuse_missing(store, rows, usable)
             rows = rows[usable]
-        self.rows = self._within(rows, min_angle, max_angle)
+        self._runs = Runs.of(self._within(rows, min_angle, max_angle))
 
     def _usable(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether each row has input, angles and target, (rows,) bool."""
@@ -108,7 +109,7 @@ class FaceView(RowView):
             ``"position_encoding"`` (frames, 5) in degrees, NaN where missing; ``"row"`` and
             ``"video"`` (frames,) int64.
         """
-        rows = picked(self.rows, indices)
+        rows = picked(self.row_runs, indices)
         videos = self.store.index.video_of(rows)
         return {
             "input_features": self.store.read(self.input, rows),

@@ -75,8 +75,9 @@ class PointView(FrameView):
 
     def _iter_points(self) -> Iterator[NDArray[np.float32]]:
         step = self.store[self.feature].chunk_rows * _BLOCK_CHUNKS
-        for start in range(0, len(self.rows), step):
-            yield self.filled(self.read_points(self.rows[start : start + step]))
+        for start in range(0, len(self), step):
+            rows = self.row_runs[np.arange(start, min(start + step, len(self)))]
+            yield self.filled(self.read_points(rows))
 
     def read_points(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the view's points of some rows, (rows, points, 3) float32, NaN where missing."""
@@ -91,4 +92,4 @@ class PointView(FrameView):
         # Measured before it is pickled: otherwise every worker process would measure for itself.
         if self.normalizer.is_measured and len(self):
             self.range  # noqa: B018
-        return dict(self.__dict__)
+        return super().__getstate__()

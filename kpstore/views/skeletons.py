@@ -94,7 +94,7 @@ class SkeletonView(PointView):
             ``"keypoints"`` (frames, 143, 3) float32, ``"image"`` (frames, 1, size, size) of
             ``pixels``, ``"row"`` (frames,) int64.
         """
-        rows = picked(self.rows, indices)
+        rows = picked(self.row_runs, indices)
         keypoints = self.read_points(rows)
         image: NDArray[Any] = draw_skeletons(keypoints, self.size, style=self.style)[:, None]
         if self.pixels == "float32":
