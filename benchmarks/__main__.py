@@ -39,7 +39,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "readers": ("", "--scale 0.01 --runs 1 --batches 4"),
     "render": ("", "--frames 32 --runs 1"),
     "scripts": ("", "--frames 2000 --videos 10 --runs 1"),
-    "shuffle": ("", ""),
+    "shuffle": ("", "--most 100000"),
     "small": ("", "--runs 1"),
     "train": ("", "--image-size 32 --steps 8"),
 }

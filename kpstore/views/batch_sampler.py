@@ -13,22 +13,26 @@ import numpy as np
 
 from kpstore.errors import InvalidError, MismatchError
 from kpstore.schema.fields import check_whole, shown
+from kpstore.views import first_order
 from kpstore.views.base import View
+from kpstore.views.order import Blocks, FullShuffle, Listed, Order, Stored, block_shuffle
+from kpstore.views.runs import Ints, Runs
 from kpstore.views.sampling import (
     SHUFFLES,
     Batches,
-    BlockShuffle,
     Done,
-    Ints,
+    EvenBatches,
     Shuffle,
     batches_by_length,
-    batches_of,
     left_to_do,
     padding_share,
     share_out,
 )
 
 POOL_MIB = 256
+ORDER = 2
+"""The version of the order in which epochs begin; states name it. Those without are of order 1."""
+_FIRST = 1
 _ORDER, _LENGTHS = 0, 1
 """Uses of an epoch's random numbers; each has its own generator."""
 
@@ -85,20 +89,31 @@ class BatchSampler:
     # -- the order ---------------------------------------------------------------------------------
 
     @cached_property
-    def _blocks(self) -> BlockShuffle:
+    def _blocks(self) -> tuple[Blocks, int]:
+        """Where the samples are stored, and how many blocks may be in use."""
         pool = self.view.plan_pool(int(self.pool_mib * 2**20))
         videos = self.view.store.index.offsets
-        return BlockShuffle.of_rows(self.view.first_rows, pool.block_rows, videos, pool.window)
+        return Blocks(self.view.row_runs, pool.block_rows, videos), pool.window
 
-    def _order(self, epoch: int) -> Ints:
+    def _order(self, epoch: int) -> Order:
         if self.shuffle is None:
-            return np.arange(len(self.view), dtype=np.int64)
+            return Stored(len(self.view))
+        if epoch == self.epoch and self._version == _FIRST:
+            return Listed(self._first_order(epoch))
+        entropy = (self.seed, epoch, _ORDER)
+        if self.shuffle == "full":
+            return FullShuffle(len(self.view), entropy)
+        return block_shuffle(*self._blocks, entropy)
+
+    def _first_order(self, epoch: int) -> Ints:
+        """Return all samples in the order of an epoch that an earlier kpstore began."""
         rng = np.random.default_rng((self.seed, epoch, _ORDER))
-        return (
-            self._blocks.order(rng)
-            if self.shuffle == "block"
-            else rng.permutation(len(self.view)).astype(np.int64, copy=False)
-        )
+        if self.shuffle == "full":
+            return rng.permutation(len(self.view)).astype(np.int64, copy=False)
+        pool = self.view.plan_pool(int(self.pool_mib * 2**20))
+        videos, rows = self.view.store.index.offsets, self.view.first_rows
+        shuffle = first_order.BlockShuffle.of_rows(rows, pool.block_rows, videos, pool.window)
+        return shuffle.order(rng)
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process has another rank: it plans an epoch that has not begun for itself.
@@ -116,16 +131,18 @@ class BatchSampler:
         order = self._order(epoch)
         if self.batch_frames is None:
             assert self.batch_size is not None
-            units, padding = self._share(order, done)
-            return batches_of(units, self.batch_size, drop_last=self.drop_last), padding
+            units, padding = self._share(len(order), done)
+            return EvenBatches(order, units, self.batch_size, drop_last=self.drop_last), padding
         rng = None if self.shuffle is None else np.random.default_rng((self.seed, epoch, _LENGTHS))
+        samples = order.at(0, len(order))
         batches = batches_by_length(
-            order, self.view.lengths, self.batch_frames, self.batch_size, rng
+            samples, self.view.lengths, self.batch_frames, self.batch_size, rng
         )
-        units, padding = self._share(np.arange(len(batches), dtype=np.int64), done)
-        return batches.take(units), padding
+        units, padding = self._share(len(batches), done)
+        return batches.take(units.to_array()), padding
 
-    def _share(self, units: Ints, done: Sequence[Done]) -> tuple[Ints, int]:
+    def _share(self, n_units: int, done: Sequence[Done]) -> tuple[Runs, int]:
+        units = Runs.up_to(n_units)
         left = left_to_do(units, done)
         return share_out(left, *self.ranks, pad=self.pad, drop=self.drop_last, pad_from=units)
 
@@ -140,10 +157,10 @@ class BatchSampler:
             return
         self._begin(epoch, [])
 
-    def _begin(self, epoch: int, done: list[Done]) -> None:
+    def _begin(self, epoch: int, done: list[Done], version: int = ORDER) -> None:
         self.epoch = epoch
         """The epoch that runs, or will run next."""
-        self._done = done
+        self._done, self._version = done, version
         self._started, self._n_given = False, 0
         self._plan: tuple[Batches, int] | None = None
         self._ranks = (0, 1)  # those that the plan is for
@@ -195,17 +212,19 @@ class BatchSampler:
     @property
     def padding_share(self) -> float:
         """Padded frames as a share of all frames in the epoch's batches."""
+        if self.view.are_frames:
+            return 0.0
         return padding_share(self._shown()[0], self.view.lengths)
 
     @cached_property
     def _digest(self) -> str:
-        return self.view.digest
+        return self.view.run_digest
 
-    def _settings(self) -> dict[str, Any]:
-        """Return the values that the order depends on."""
+    def _settings(self, version: int) -> dict[str, Any]:
+        """Return the values that an order depends on."""
         settings: dict[str, Any] = {
             "samples": len(self.view),
-            "frames": self._digest,
+            "frames": self.view.digest if version == _FIRST else self._digest,
             "shuffle": self.shuffle,
             "seed": self.seed,
         }
@@ -223,27 +242,38 @@ class BatchSampler:
         ``DataLoader`` with workers this sampler is ahead by the prefetched batches;
         :class:`kpstore.Loader` and torchdata's ``StatefulDataLoader`` count arrived batches.
         """
-        epoch, done = self.epoch, list(self._done)
+        epoch, done, version = self.epoch, list(self._done), self._version
         if self._started:
             n_units = self._n_given * (1 if self.batch_frames is not None else self.batch_size or 1)
             done.append(Done(self._ranks[1], n_units, self.drop_last))
             if self._n_given >= len(self._planned()[0]):
-                epoch, done = epoch + 1, []
-        return {"epoch": epoch, "done": [asdict(part) for part in done], **self._settings()}
+                epoch, done, version = epoch + 1, [], ORDER
+        place = {"epoch": epoch, "done": [asdict(part) for part in done], "order": version}
+        return {**place, **self._settings(version)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next ``iter()`` continue where a state was taken.
 
+        An epoch that an earlier kpstore began is continued in the order of that time, the next ones
+        are in the present order.
+
         Raises
         ------
         MismatchError
-            If it was taken with other samples, seed or shuffle; the message names the first.
+            If it was taken with other samples, seed or shuffle; the message names the first. If its
+            order is that of a later kpstore.
         """
         if not isinstance(state, Mapping):
             raise MismatchError(
                 f"not a state of a loader: {shown(state)}; use one from state_dict()"
             )
-        expected = self._settings()
+        version = state.get("order", _FIRST)
+        if version not in (_FIRST, ORDER):
+            raise MismatchError(
+                f"the state is of order {shown(version)}, this kpstore knows orders up to {ORDER}; "
+                "use the kpstore that it was taken with, or begin the epoch again"
+            )
+        expected = self._settings(version)
         if "frames" not in state:  # of an earlier kpstore, which counted them only
             del expected["frames"]
         for name, value in expected.items():
@@ -258,7 +288,7 @@ class BatchSampler:
             raise MismatchError(
                 f"not a state of a loader: {error!r}; use one from state_dict()"
             ) from None
-        self._begin(epoch, done)
+        self._begin(epoch, done, version if done else ORDER)
 
 
 def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:

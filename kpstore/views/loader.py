@@ -20,7 +20,8 @@ from kpstore.schema.fields import check_whole
 from kpstore.views.base import Batch, View, check_function
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.handed import bytes_of, check_ended, end_with_parent, handed
-from kpstore.views.sampling import Batches, Ints, Shuffle
+from kpstore.views.runs import Ints
+from kpstore.views.sampling import Batches, Shuffle, largest
 from kpstore.views.sent import Sent
 
 if TYPE_CHECKING:
@@ -232,9 +233,9 @@ class Loader:
 
     def _runs(self, plan: Batches, batch_bytes: int, n_threads: int) -> Iterator[tuple[int, int]]:
         """Yield runs of batches after the first that a thread reads together: first and stop."""
-        # About so many: looking at the length of each sample would take as long as the order.
+        # About so many: looking at the length of each sample would take longer than the order.
         view = self.dataset.view
-        n_rows = (1.0 if view.are_frames else float(view.lengths.mean())) * len(plan.samples)
+        n_rows = (1.0 if view.are_frames else float(view.lengths.mean())) * plan.n_samples
         per_run = int(_RUN_ROWS * len(plan) / max(1, n_rows))
         step = max(
             1, min(per_run, self.prefetch // (n_threads + 1), _RUN_BYTES // max(1, batch_bytes))
@@ -291,7 +292,8 @@ class Loader:
         require_main_guard("a loader with workers", "use threads: workers=0")
         n_ahead = self.prefetch
         if len(plan):
-            batch = self.dataset[plan[self._largest(plan)]]
+            view = self.dataset.view
+            batch = self.dataset[plan[0 if view.are_frames else largest(plan, view.lengths)]]
             n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(batch)))
         parts = _Parts(plan)
         data_loader: DataLoader[Any] = DataLoader(
@@ -306,12 +308,6 @@ class Loader:
             worker_init_fn=end_with_parent,
         )
         return data_loader, parts
-
-    def _largest(self, plan: Batches) -> int:
-        """Return the number of the batch with most frames, padded ones included."""
-        lengths = self.dataset.view.lengths[plan.samples]
-        longest = np.maximum.reduceat(lengths, plan.bounds[:-1])
-        return int(np.argmax(longest * np.diff(plan.bounds)))
 
     def close(self) -> None:
         """Stop worker processes; the next ``iter()`` starts new ones."""
@@ -352,7 +348,7 @@ def loader(
     batch_size : samples per batch; with ``batch_frames`` a limit, and not needed.
     shuffle : ``"block"`` reads storage block by block and mixes as many blocks as fit into
         ``pool_mib``, which hardly differs from a full shuffle; see
-        :class:`kpstore.views.sampling.BlockShuffle`. ``"full"`` draws from all samples: slow from a
+        :class:`kpstore.views.order.BlockShuffle`. ``"full"`` draws from all samples: slow from a
         compressed store without a cache. None keeps the view's order.
     seed, epoch : what the order follows from; ``epoch`` is the first one.
     rank, world_size : this process among those that train together; by default taken from

@@ -1,150 +1,77 @@
-"""The order in which an epoch visits samples: shuffles, batches, shares of ranks, resuming.
-
-It depends on the seed, the epoch and the stored data only, never on workers, threads or caches.
-"""
+"""Batches of an epoch's samples, shares of ranks, and what is left after an interruption."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kpstore.schema.index import distinct
+from kpstore.views.order import Order
+from kpstore.views.runs import Ints, Runs
 
 Shuffle = Literal["block", "full"] | None
 SHUFFLES: tuple[Shuffle, ...] = ("block", "full", None)
-Ints = NDArray[np.int64]
-_GOLDEN = (5**0.5 - 1) / 2
-_PIECE = 2**15
-"""Samples that are placed together, so that what is computed for them stays in the cache."""
 _BUCKET_BATCHES = 32
 """Batches whose videos are sorted by length together: similar lengths, yet still shuffled."""
 
 
-class BlockShuffle:
-    """A shuffle that reads storage block by block and keeps few blocks in memory.
+class Batches(ABC):
+    """Batches of samples, one after the other: ``batches[i]`` is (samples,) int64."""
 
-    Blocks come in random order. The samples of a block are spread over a window of the epoch, as
-    long as ``window`` blocks and centred at the block's turn. At most ``window`` blocks are in use
-    at any time, each during one stretch, and every stretch mixes that many. Within its window, the
-    samples of a group (a video) keep apart: from a random start they step by the golden ratio,
-    which spreads any number of them evenly and out of order. So a batch holds more different videos
-    than a random draw from the same blocks.
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches."""
 
-    At the beginning and the end of the epoch, windows that reach beyond it are folded back, which
-    leaves half as many blocks to mix there.
+    @abstractmethod
+    def __getitem__(self, number: int) -> Ints:
+        """Return the samples of a batch."""
+
+    @property
+    @abstractmethod
+    def n_samples(self) -> int:
+        """Number of samples in all batches."""
+
+    def __iter__(self) -> Iterator[Ints]:
+        return (self[number] for number in range(len(self)))
+
+
+class EvenBatches(Batches):
+    """Batches of equally many samples, computed when they are asked for.
 
     Parameters
     ----------
-    blocks, groups : (samples,) int64, the block and the group of each sample, from 0.
-    window : most blocks in use at a time.
+    order : of the epoch.
+    places : in the order, of the samples of all batches.
+    size : samples per batch; the last may be smaller, unless it is dropped.
     """
 
-    def __init__(self, blocks: Ints, groups: Ints, window: int) -> None:
-        keys = groups * (int(blocks.max(initial=-1)) + 1)
-        keys += blocks
-        by_run = None if _is_ascending(keys) else np.argsort(keys, kind="stable")
-        if by_run is not None:
-            keys, blocks = keys[by_run], blocks[by_run]
-        starts = _starts_of_runs(keys)
-        self._keep(len(keys), starts, blocks[starts], window, by_run)
+    def __init__(self, order: Order, places: Runs, size: int, *, drop_last: bool = False) -> None:
+        self._order, self._places, self._size = order, places, size
+        n_all = len(places)
+        self._n_samples = n_all // size * size if drop_last else n_all
 
-    @classmethod
-    def of_rows(cls, rows: Ints, block_rows: int, borders: Ints, window: int) -> Self:
-        """Return the shuffle of samples that are stored in blocks of ``block_rows`` rows.
+    def __len__(self) -> int:
+        return -(-self._n_samples // self._size)
 
-        Parameters
-        ----------
-        rows : (samples,) int64, the first row of each sample.
-        borders : (groups + 1,) int64: group ``i`` holds rows ``borders[i]`` to ``borders[i + 1]``.
-        """
-        if not _is_ascending(rows):
-            groups = np.searchsorted(borders, rows, side="right")
-            return cls(numbered(rows // block_rows), groups, window)
-        # As in a view of whole splits. Borders are few, and no sample has to be looked at.
-        edges = np.arange(0, int(rows[-1]) + 1 if len(rows) else 0, block_rows)
-        cuts = np.searchsorted(rows, np.concatenate([edges, borders]))
-        starts = distinct(cuts[cuts < len(rows)])
-        shuffle = cls.__new__(cls)
-        shuffle._keep(len(rows), starts, numbered(rows[starts] // block_rows), window)
-        return shuffle
+    def __getitem__(self, number: int) -> Ints:
+        """Return the samples of a batch; see :class:`Batches`."""
+        first = number * self._size
+        stop = min(first + self._size, self._n_samples)
+        parts = [self._order.at(*span) for span in self._places.spans(first, stop)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _keep(
-        self, n_samples: int, starts: Ints, blocks: Ints, window: int, by_run: Ints | None = None
-    ) -> None:
-        """Keep the runs of samples of one group in one block: where each begins, and its block.
-
-        ``by_run`` lists the samples run by run; None if that is their own order.
-        """
-        self._n_samples, self._starts, self._blocks = n_samples, starts, blocks
-        self._n_blocks = int(blocks.max(initial=-1)) + 1
-        self._window, self._by_run = window, by_run
-
-    def order(self, rng: np.random.Generator) -> Ints:
-        """Return all samples in the order of an epoch, (samples,) int64."""
-        n_samples, n_blocks = self._n_samples, self._n_blocks
-        if self._window >= n_blocks:
-            # All blocks are in use all the time: no sample has to stay near its block.
-            return rng.permutation(n_samples).astype(np.int64, copy=False)
-        phases = rng.random(len(self._starts))
-        turns = (rng.permutation(n_blocks) + 0.5)[self._blocks]  # of each run
-        bits = max(1, (n_samples - 1).bit_length())
-        # Packed with the sample's number, keys sort faster than by argsort.
-        packed = np.empty(n_samples, dtype=np.int64)
-        for first in range(0, n_samples, _PIECE):
-            numbers = np.arange(first, min(first + _PIECE, n_samples))
-            run = self._run_of(first, len(numbers))
-            at = (numbers - self._starts[run]) * _GOLDEN
-            at -= np.floor(at)  # the same bits as at % 1, and sooner
-            at += phases[run]
-            at -= np.floor(at)
-            at -= 0.5
-            at *= self._window
-            at += turns[run]
-            np.abs(at, out=at)
-            at = n_blocks - np.abs(n_blocks - at)
-            at /= n_blocks
-            at *= 2.0 ** (62 - bits)
-            keys = at.astype(np.int64)
-            keys <<= bits
-            keys |= numbers if self._by_run is None else self._by_run[numbers]
-            packed[first : first + _PIECE] = keys
-        packed.sort()
-        packed &= (1 << bits) - 1
-        return packed
-
-    def _run_of(self, first: int, count: int) -> Ints:
-        """Return the run of each of ``count`` samples from ``first`` on, of samples run by run."""
-        begun, ended = np.searchsorted(self._starts, [first, first + count], side="left")
-        inside = self._starts[begun:ended] - first
-        sizes = np.diff(inside, prepend=0, append=count)
-        return np.repeat(np.arange(begun - 1, ended), sizes)
-
-
-def _is_ascending(keys: Ints) -> bool:
-    return bool((keys[1:] >= keys[:-1]).all())
-
-
-def _starts_of_runs(keys: Ints) -> Ints:
-    """Return where each run of equal keys begins, of keys in ascending order."""
-    changes = np.flatnonzero(keys[1:] != keys[:-1]) + 1
-    return np.concatenate([np.zeros(min(1, len(keys)), dtype=np.int64), changes])
-
-
-def numbered(keys: Ints) -> Ints:
-    """Return for each key the rank of its value among the distinct values, (keys,) int64 from 0."""
-    if _is_ascending(keys):
-        starts = _starts_of_runs(keys)
-        return np.repeat(np.arange(len(starts)), np.diff(starts, append=len(keys)))
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64, copy=False)
+    @property
+    def n_samples(self) -> int:
+        """Number of samples in all batches."""
+        return self._n_samples
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Batches of samples, one after the other.
+class ListedBatches(Batches):
+    """Batches of any sizes.
 
     Parameters
     ----------
@@ -159,28 +86,20 @@ class Batches:
         return len(self.bounds) - 1
 
     def __getitem__(self, number: int) -> Ints:
+        """Return the samples of a batch; see :class:`Batches`."""
         return self.samples[self.bounds[number] : self.bounds[number + 1]]
 
-    def __iter__(self) -> Iterator[Ints]:
-        return (self[number] for number in range(len(self)))
+    @property
+    def n_samples(self) -> int:
+        """Number of samples in all batches."""
+        return len(self.samples)
 
-    def take(self, numbers: Ints) -> Batches:
+    def take(self, numbers: Ints) -> ListedBatches:
         """Return some of the batches, in the order given."""
         chosen = [self[number] for number in numbers.tolist()]
         sizes = [len(batch) for batch in chosen]
         samples = np.concatenate([np.empty(0, dtype=np.int64), *chosen])
-        return Batches(samples, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
-
-
-def batches_of(samples: Ints, size: int, *, drop_last: bool = False) -> Batches:
-    """Return samples in batches of ``size``; the last may be smaller, unless it is dropped."""
-    n_full = len(samples) // size
-    bounds = np.arange(n_full + 1, dtype=np.int64) * size
-    if drop_last:
-        return Batches(samples[: n_full * size], bounds)
-    return Batches(
-        samples, bounds if n_full * size == len(samples) else np.append(bounds, len(samples))
-    )
+        return ListedBatches(samples, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
 
 def batches_by_length(
@@ -189,7 +108,7 @@ def batches_by_length(
     max_frames: int,
     max_samples: int | None,
     rng: np.random.Generator | None,
-) -> Batches:
+) -> ListedBatches:
     """Return batches of samples of similar lengths, of at most ``max_frames`` when padded.
 
     Parameters
@@ -208,7 +127,7 @@ def batches_by_length(
         batches = np.split(by_length, _cuts(lengths[by_length].tolist(), max_frames, max_samples))
         found += batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
     bounds = np.cumsum([0, *map(len, found)]).astype(np.int64)
-    return Batches(np.concatenate([np.empty(0, dtype=np.int64), *found]), bounds)
+    return ListedBatches(np.concatenate([np.empty(0, dtype=np.int64), *found]), bounds)
 
 
 def _cuts(lengths: Sequence[int], max_frames: int, max_samples: int | None) -> list[int]:
@@ -222,10 +141,22 @@ def _cuts(lengths: Sequence[int], max_frames: int, max_samples: int | None) -> l
     return cuts
 
 
+def largest(batches: Batches, lengths: Ints) -> int:
+    """Return the number of the batch with most frames, padded ones included; there is one."""
+    if lengths.min() == lengths.max():
+        return 0  # only the last may be smaller
+    n_frames = [len(batch) * int(lengths[batch].max()) for batch in batches]
+    return n_frames.index(max(n_frames))
+
+
 def padding_share(batches: Batches, lengths: Ints) -> float:
     """Return padded frames as a share of all frames, each batch padded to its longest sample."""
-    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches if len(batch))
-    return 1.0 - float(lengths[batches.samples].sum()) / padded if padded else 0.0
+    n_frames = n_padded = 0
+    for batch in batches:
+        of_batch = lengths[batch]
+        n_frames += int(of_batch.sum())
+        n_padded += len(batch) * int(of_batch.max(initial=0))
+    return 1.0 - n_frames / n_padded if n_padded else 0.0
 
 
 @dataclass(frozen=True)
@@ -245,14 +176,14 @@ class Done:
 
 
 def share_out(
-    units: Ints,
+    units: Runs,
     rank: int,
     world_size: int,
     *,
     pad: bool,
     drop: bool = False,
-    pad_from: Ints | None = None,
-) -> tuple[Ints, int]:
+    pad_from: Runs | None = None,
+) -> tuple[Runs, int]:
     """Return the consecutive units of one rank, and how many units come twice over all ranks.
 
     Neighbours stay together, so that each rank reads its own part of storage. The units of all
@@ -268,10 +199,11 @@ def share_out(
     first, stop = _bounds(len(units), rank, world_size, drop=drop)
     n_more = len(units) % world_size
     if drop or not pad or n_more == 0:
-        return units[first:stop], 0
-    mine, spare = units[first:stop], units if pad_from is None else pad_from
+        return units.part(first, stop), 0
+    mine, spare = units.part(first, stop), units if pad_from is None else pad_from
     if rank >= n_more:
-        mine = np.append(mine, spare[(rank - n_more) % len(spare)])
+        twice = (rank - n_more) % len(spare)
+        mine = Runs.joined([mine, spare.part(twice, twice + 1)])
     return mine, world_size - n_more
 
 
@@ -283,13 +215,13 @@ def _bounds(n_units: int, rank: int, world_size: int, *, drop: bool) -> tuple[in
     return first, first + n_each + (rank < n_more)
 
 
-def left_to_do(units: Ints, done: Sequence[Done]) -> Ints:
+def left_to_do(units: Runs, done: Sequence[Done]) -> Runs:
     """Return the units that no rank has done in an epoch that was interrupted, maybe repeatedly."""
     for before in done:
         bounds = [
             _bounds(len(units), rank, before.world_size, drop=before.drop)
             for rank in range(before.world_size)
         ]
-        parts = [units[min(first + before.n_units, stop) : stop] for first, stop in bounds]
-        units = np.concatenate([*parts, units[bounds[-1][1] :]])
+        parts = [units.part(min(first + before.n_units, stop), stop) for first, stop in bounds]
+        units = Runs.joined([*parts, units.part(bounds[-1][1], len(units))])
     return units

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import pickle
@@ -150,6 +151,28 @@ def test_batches_of_any_view_are_its_samples(filled: kpstore.Store, kind: str) -
             np.testing.assert_array_equal(np.asarray(batch[name]), array, err_msg=name)
         seen += indices.tolist()
     assert sorted(seen) == list(range(len(view)))
+
+
+@pytest.mark.parametrize("kind", views)
+def test_a_view_is_told_from_others_as_in_earlier_states(filled: kpstore.Store, kind: str) -> None:
+    view = views[kind](filled)
+    tables = [view.first_rows, *([] if view.are_frames else [view.lengths])]
+    content = b"".join(table.astype("<i8").tobytes() for table in tables)
+    assert view.digest == hashlib.blake2b(content, digest_size=8).hexdigest()
+    others = {other(filled).run_digest for name, other in views.items() if name != kind}
+    assert view.run_digest == views[kind](filled).run_digest
+    assert view.run_digest not in others
+
+
+def test_an_epoch_needs_no_list_of_all_frames(filled: kpstore.Store) -> None:
+    view = filled.frames("points", missing="skip")
+    loader = kpstore.loader(view, 8, pool_mib=POOL)
+    assert len(rows_of(loader)) == len(loader) == 16
+    loader.load_state_dict(loader.state_dict())
+    assert len(view.row_runs.starts) == 1
+    assert "rows" not in vars(view)
+    assert len(view.rows) == 125
+    assert "rows" not in vars(pickle.loads(pickle.dumps(view)))
 
 
 def test_text_is_a_list_and_numbers_are_tensors(filled: kpstore.Store) -> None:

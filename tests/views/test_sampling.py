@@ -1,9 +1,6 @@
-"""An epoch has every sample once, near storage order, with any ranks and interruptions."""
+"""Batches and shares of ranks have every sample once, with any ranks and interruptions."""
 
 from __future__ import annotations
-
-import hashlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,112 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kpstore.backends.base import ArrayMeta
+from kpstore.views.order import Listed
 from kpstore.views.pool import plan_pool
+from kpstore.views.runs import Ints, Runs
 from kpstore.views.sampling import (
-    BlockShuffle,
     Done,
+    EvenBatches,
     batches_by_length,
-    batches_of,
     left_to_do,
-    numbered,
     padding_share,
     share_out,
 )
 
-ragged = st.lists(st.integers(0, 30), min_size=1, max_size=30).filter(
-    lambda lengths: sum(lengths) > 0
-)
 
-
-def shuffle_of(lengths: list[int], block_rows: int, window: int) -> BlockShuffle:
-    videos = np.repeat(np.arange(len(lengths)), lengths)
-    return BlockShuffle(np.arange(len(videos)) // block_rows, videos, window)
-
-
-@given(ragged, st.integers(1, 20), st.integers(1, 8), st.integers(0, 5))
-def test_a_block_shuffle_visits_each_sample_once(
-    lengths: list[int], rows: int, window: int, seed: int
-) -> None:
-    shuffle = shuffle_of(lengths, rows, window)
-    order = shuffle.order(np.random.default_rng(seed))
-    assert sorted(order.tolist()) == list(range(sum(lengths)))
-    np.testing.assert_array_equal(order, shuffle.order(np.random.default_rng(seed)))
-
-
-@given(st.integers(2, 12), st.integers(20, 60), st.integers(0, 5))
-def test_no_more_blocks_are_in_use_than_the_window_holds(
-    window: int, n_blocks: int, seed: int
-) -> None:
-    shuffle = shuffle_of([16] * n_blocks * 2, 32, window)
-    blocks = shuffle.order(np.random.default_rng(seed)) // 32
-    first, last = np.full(n_blocks, len(blocks)), np.zeros(n_blocks, dtype=int)
-    np.minimum.at(first, blocks, np.arange(len(blocks)))
-    np.maximum.at(last, blocks, np.arange(len(blocks)))
-    in_use = [int(((first <= now) & (last >= now)).sum()) for now in range(len(blocks))]
-    # Blocks begin and end where one of their samples happens to lie, hence the one more.
-    assert max(in_use) <= window + 1
-
-
-@pytest.mark.parametrize(
-    ("n_videos", "step", "digest"),
-    [(100, 1, "5c1d56971f0a9399"), (3_000, 1, "a4463e18a5882774"), (100, 7, "22b083871eaa4323")],
-)
-def test_an_order_stays_what_it_was_when_its_state_was_saved(
-    n_videos: int, step: int, digest: str
-) -> None:
-    rows = np.arange(n_videos * 30) * step % (n_videos * 30)  # sorted, or in another order
-    order = BlockShuffle(rows // 64, rows // 30, 5).order(np.random.default_rng(3))
-    assert hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16] == digest
-
-
-@given(ragged, st.integers(1, 20), st.integers(1, 8), st.sampled_from(["all", "some", "any"]))
-def test_the_order_of_stored_rows_is_that_of_their_blocks_and_videos(
-    lengths: list[int], block_rows: int, window: int, kind: str
-) -> None:
-    borders = np.cumsum([0, *lengths])
-    rng = np.random.default_rng(sum(lengths))
-    n_rows = sum(lengths)
-    rows = {
-        "all": np.arange(n_rows),
-        "some": np.sort(rng.integers(0, n_rows, n_rows)),  # gaps, and rows that come twice
-        "any": rng.integers(0, n_rows, n_rows),
-    }[kind]
-    videos = np.searchsorted(borders, rows, side="right") - 1
-    plain = BlockShuffle(numbered(rows // block_rows), videos, window)
-    by_rows = BlockShuffle.of_rows(rows, block_rows, borders, window)
-    np.testing.assert_array_equal(
-        by_rows.order(np.random.default_rng(0)), plain.order(np.random.default_rng(0))
-    )
-
-
-def test_samples_of_a_video_keep_apart() -> None:
-    lengths, window, batch = [100] * 600, 40, 256
-    shuffle = shuffle_of(lengths, 1000, window)
-
-    def distinct(order: Any) -> float:
-        videos = np.sort((order // 100)[: len(order) // batch * batch].reshape(-1, batch), axis=1)
-        return float(((np.diff(videos, axis=1) > 0).sum(axis=1) + 1).mean())
-
-    rng = np.random.default_rng(0)
-    blockwise, full = distinct(shuffle.order(rng)), distinct(rng.permutation(60_000))
-    assert blockwise > 0.95 * full
-    # The same pool, drawn from at random, would not do: 400 videos give 400 (1 - exp(-256 / 400)) =
-    # 189 of 256.
-    assert full > 205
-
-
-def test_every_stretch_of_an_epoch_mixes_many_blocks() -> None:
-    shuffle = shuffle_of([50] * 400, 100, 40)
-    blocks = shuffle.order(np.random.default_rng(0)).reshape(-1, 200) // 100
-    n_distinct = [len(np.unique(stretch)) for stretch in blocks]
-    assert min(n_distinct) >= 18
-    assert np.median(n_distinct) >= 36
-
-
-def test_a_pool_that_holds_everything_shuffles_fully() -> None:
-    shuffle = shuffle_of([10] * 10, 20, 5)
-    first = {int(shuffle.order(np.random.default_rng(seed))[0]) for seed in range(300)}
-    assert len(first) > 80
+def batches_of(samples: Ints, size: int, *, drop_last: bool = False) -> EvenBatches:
+    return EvenBatches(Listed(samples), Runs.up_to(len(samples)), size, drop_last=drop_last)
 
 
 @given(st.integers(0, 50), st.integers(1, 9), st.booleans())
@@ -127,18 +33,19 @@ def test_batches_hold_all_samples_in_order(n: int, size: int, drop: bool) -> Non
     np.testing.assert_array_equal(joined, samples[: n // size * size] if drop else samples)
     assert all(len(batch) == size for batch in list(batches)[:-1])
     assert len(batches) == (n // size if drop else -(-n // size))
+    assert batches.n_samples == len(joined)
 
 
 @given(st.integers(0, 40), st.integers(1, 7), st.booleans(), st.booleans())
 def test_ranks_do_everything_once_but_for_the_padding(
     n: int, world_size: int, pad: bool, drop: bool
 ) -> None:
-    units = np.random.default_rng(0).permutation(n)
+    units = Runs.of(np.random.default_rng(0).permutation(n))
     shares = [share_out(units, rank, world_size, pad=pad, drop=drop) for rank in range(world_size)]
-    done = np.concatenate([part for part, _ in shares]).tolist()
+    done = np.concatenate([part.to_array() for part, _ in shares]).tolist()
     sizes = {len(part) for part, _ in shares}
     if drop:
-        assert done == units[: n // world_size * world_size].tolist()
+        assert done == units.to_array()[: n // world_size * world_size].tolist()
         assert len(sizes) == 1
     elif pad and n:
         assert len(sizes) == 1
@@ -159,7 +66,7 @@ def test_ranks_do_everything_once_but_for_the_padding(
 def test_nothing_is_lost_or_repeated_over_interruptions(
     n: int, stops: list[tuple[int, int]], world_size: int
 ) -> None:
-    units = np.random.default_rng(0).permutation(n)
+    units = Runs.of(np.random.default_rng(0).permutation(n))
     done: list[int] = []
     before = [Done(ranks, n_done, drop=(ranks + n_done) % 2 == 0) for ranks, n_done in stops]
     for i, part in enumerate(before):
@@ -168,12 +75,12 @@ def test_nothing_is_lost_or_repeated_over_interruptions(
             share_out(left, r, part.world_size, pad=False, drop=part.drop)
             for r in range(part.world_size)
         ]
-        done += [unit for mine, _ in shares for unit in mine[: part.n_units].tolist()]
+        done += [unit for mine, _ in shares for unit in mine.to_array()[: part.n_units].tolist()]
     left = left_to_do(units, before)
     done += [
         unit
         for rank in range(world_size)
-        for unit in share_out(left, rank, world_size, pad=False)[0].tolist()
+        for unit in share_out(left, rank, world_size, pad=False)[0].to_array().tolist()
     ]
     assert sorted(done) == list(range(n))
 
