@@ -11,7 +11,7 @@ frames, making the store takes two minutes and 3 GB of memory.
 - *first batch*: ``kpstore.open`` and the first batch of ``kpstore.loader(view, 256)``.
 - *commit*: ``kpstore.open`` and a version with one more video.
 - *names of its files*, by ``os.walk``, and *a permutation by NumPy* of as many numbers: what
-  opening a store that may come from anyone, and the order of an epoch, take at least.
+  opening a store that may come from anyone takes at least, and an order that is held as a list.
 
 Each is done in a process of its own, by stores in turn, after the same with a small store, so that
 imports are not counted; pages are in memory. *Memory* is what the process has more afterwards,

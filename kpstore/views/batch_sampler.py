@@ -220,11 +220,16 @@ class BatchSampler:
     def _digest(self) -> str:
         return self.view.run_digest
 
+    @cached_property
+    def _first_digest(self) -> str:
+        """What states of the first order have."""
+        return self.view.digest
+
     def _settings(self, version: int) -> dict[str, Any]:
         """Return the values that an order depends on."""
         settings: dict[str, Any] = {
             "samples": len(self.view),
-            "frames": self.view.digest if version == _FIRST else self._digest,
+            "frames": self._first_digest if version == _FIRST else self._digest,
             "shuffle": self.shuffle,
             "seed": self.seed,
         }
@@ -235,7 +240,7 @@ class BatchSampler:
         return settings
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch as plain values.
+        """Return the position in the epoch, and the version of its order, as plain values.
 
         The batches given so far count as done on every rank. An epoch may be continued with another
         number of ranks and, without ``batch_frames``, with another batch size. Under a
