@@ -172,6 +172,7 @@ def test_an_epoch_needs_no_list_of_all_frames(filled: kpstore.Store) -> None:
     assert len(view.row_runs.starts) == 1
     assert "rows" not in vars(view)
     assert len(view.rows) == 125
+    assert not view.rows.flags.writeable
     assert "rows" not in vars(pickle.loads(pickle.dumps(view)))
 
 

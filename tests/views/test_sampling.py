@@ -15,6 +15,7 @@ from kpstore.views.sampling import (
     Done,
     EvenBatches,
     batches_by_length,
+    largest,
     left_to_do,
     padding_share,
     share_out,
@@ -104,6 +105,14 @@ def test_batches_by_length_hold_each_video_once_and_stay_within_the_limits(
         assert max_samples is None or len(batch) <= max_samples
     padded = sum(len(batch) * int(frames[batch].max()) for batch in batches)
     assert padding_share(batches, frames) == pytest.approx(1 - frames.sum() / padded)
+
+
+def test_the_batch_of_most_frames_is_found() -> None:
+    lengths = np.array([3, 1, 9, 2, 4, 4, 4, 8])
+    batches = batches_of(np.arange(8), 3)
+    assert largest(batches, lengths) == 0, "three samples, padded to nine frames"
+    assert largest(batches_of(np.arange(8)[::-1], 3), lengths) == 1
+    assert largest(batches, np.full(8, 5)) == 0
 
 
 def test_batches_by_length_pad_little() -> None:
