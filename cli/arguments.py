@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 StoreArgument = Annotated[
     str,
     typer.Argument(
-        metavar="STORE", help="The store, a directory or a file NAME.h5.", show_default=False
+        metavar="STORE",
+        help="The store: a directory, a file NAME.h5, or s3://bucket/name (gs://, az://).",
+        show_default=False,
     ),
 ]
 At = Annotated[

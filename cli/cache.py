@@ -123,8 +123,10 @@ def clear(
     import kpstore
 
     cache = _cache(folder)
-    versions = None if store is None else set(_versions(kpstore.open(store)))
-    render.say(f"{render.size(cache.clear(versions))} freed")
+    opened = None if store is None else kpstore.open(store)
+    versions = None if opened is None else set(_versions(opened))
+    location = "" if opened is None else opened.location
+    render.say(f"{render.size(cache.clear(versions, location))} freed")
 
 
 def _versions(store: Store) -> list[str]:

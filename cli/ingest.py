@@ -109,11 +109,12 @@ class _StoredVideos:
 
     def for_store(self, location: str) -> Source:
         import kpstore
+        from kpstore.backends.places import folder_of
         from kpstore.sources.listed import ListedSource
         from kpstore.store.records import Records
 
         opened = kpstore.open(location)
-        place = Path(location).absolute().parent if self.root is None else self.root
+        place = folder_of(location, "--root") if self.root is None else self.root
         return ListedSource(place, Records(opened).all(), opened.name)
 
 

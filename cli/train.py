@@ -124,7 +124,7 @@ def _training(found: NamedTraining) -> Callable[..., None]:
         import kpstore
 
         opened = kpstore.open(store, at)
-        folder = out or Path(f"{Path(store.rstrip('/')).stem}-{found.name}")
+        folder = out or Path(f"{Path(store.partition('?')[0].rstrip('/')).stem}-{found.name}")
         try:
             with _watching() as watcher:
                 report = function(

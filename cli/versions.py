@@ -202,8 +202,9 @@ def diff(
     branch, a snapshot id or a time; a single one is compared with the newest.
     """
     import kpstore
+    from kpstore.backends.object_address import is_address
 
-    if third is None and os.path.exists(second):
+    if third is None and (is_address(second) or os.path.exists(second)):
         _diff_contents(first, second, tuple(feature) if feature else None, atol, limit, json)
         return
     if feature or atol:
@@ -211,7 +212,7 @@ def diff(
     try:
         old = kpstore.open(first, second)
     except NotFoundError as error:
-        if third is not None or not os.path.exists(first):
+        if third is not None or is_address(first) or not os.path.exists(first):
             raise
         raise NotFoundError(f"file {second!r} does not exist, and {error}") from None
     new = kpstore.open(first, third)

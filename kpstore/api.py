@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 from numpy.typing import ArrayLike
 
 from kpstore._version import __version__
+from kpstore.backends.object_address import without_scheme
+from kpstore.backends.places import folder_of
 from kpstore.errors import InvalidError
 from kpstore.schema.fields import shown
 from kpstore.schema.lips import LIP_FEATURE
@@ -102,7 +104,7 @@ class Store(BaseStore):
         from kpstore.ingest.live import asked_extractor, live_backend
 
         made = asked_extractor(self, extractor, features, options)
-        place = Path(self.location).absolute().parent if root is None else Path(root)
+        place = folder_of(self.location, "root=") if root is None else Path(root)
         backend = live_backend(self._backend, self, made, place, device)
         return type(self)(backend, self.snapshot, cache="off", check=self.check)
 
@@ -391,8 +393,8 @@ def create(path: str | os.PathLike[str], *, name: str = "") -> Store:
     ExistsError
         If the path exists.
     """
-    location = path_text(path)
-    own = visible(os.path.basename(location.rstrip("/")))
+    location = without_scheme(path_text(path))
+    own = visible(os.path.basename(location.partition("?")[0].rstrip("/")))
     named = own if isinstance(name, str) and not name else name
     return Store.create(location, name=named, kpstore_version=__version__)
 

@@ -31,6 +31,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "dinov2": ("torch", "transformers"),
     "insightface": ("insightface", "onnx", "onnxruntime"),
     "hdf5": ("h5py",),
+    "objects": ("obstore",),
     "json": ("ijson",),
     "lips": ("PyYAML",),
     "pose": ("pose-format",),

@@ -15,6 +15,7 @@
     ├── UnsupportedError   (RuntimeError)  something that this backend or machine cannot do
     │   └── WorkersError                   no worker that can do the work, or no scheduler left
     ├── ExtractorError     (RuntimeError)  a model that does not start
+    ├── UnreachableError                   object storage that does not answer, or denies access
     └── MissingExtraError  (ImportError)   an optional dependency that is not installed
 
 A message is one line that says what was asked, what was found, and what to do. Several problems of
@@ -84,6 +85,13 @@ class WorkersError(UnsupportedError):
 
 class ExtractorError(KpstoreError, RuntimeError):
     """A model that does not start: it ends a run, and is not recorded as a failure of the data."""
+
+
+class UnreachableError(KpstoreError):
+    """Object storage that does not answer, or denies access; says nothing about what is stored.
+
+    No built-in error is its parent, so that nobody takes it for damage, as an OSError of a file is.
+    """
 
 
 class MissingExtraError(KpstoreError, ImportError):

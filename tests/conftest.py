@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import kpstore
+from tests.object_storage import KEYS, Bucket, new_bucket, served
 
 # Two test processes share the cores already, and threads that wait for each other by spinning are
 # slow on a busy machine. Processes that tests start inherit it.
@@ -125,3 +126,18 @@ def location_of(backend: str, folder: Path) -> str:
         "icechunk": str(folder / "s.kps"),
         "hdf5": str(folder / "s.h5"),
     }[backend]
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[str]:
+    """The endpoint of a server of S3, one for each test process."""
+    with served() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(object_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket that nobody else uses, with its keys in the environment."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    return new_bucket(object_server)

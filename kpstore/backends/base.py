@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.array_bounds import check_chunks
 from kpstore.backends.chunks import Chunks
+from kpstore.backends.optional import Sidecar
 from kpstore.errors import InvalidError
 
 MAIN = "main"
@@ -333,8 +333,8 @@ class Backend(Protocol):
         """What this backend can do."""
 
     @property
-    def sidecar_dir(self) -> Path | None:
-        """Local directory for locks and progress, which no version contains; None in memory."""
+    def sidecar(self) -> Sidecar | None:
+        """Where progress is written, which no version contains; None in memory."""
 
     def exists(self) -> bool:
         """Return whether there is a store at this place, without changing anything."""
@@ -371,10 +371,10 @@ class Backend(Protocol):
         :class:`NotFoundError` for an unknown id.
         """
 
-    def branches(self) -> dict[str, str]:
+    def branches(self) -> Mapping[str, str]:
         """Return branches and the ids of their newest versions."""
 
-    def tags(self) -> dict[str, str]:
+    def tags(self) -> Mapping[str, str]:
         """Return tags and the ids of their versions."""
 
     def create_branch(self, name: str, snapshot: str) -> None:

@@ -56,6 +56,26 @@ class Chunks(Protocol):
     def strips(self) -> Strips | None:
         """Parts of chunks that are decoded alone; None where only whole chunks are."""
 
+    @property
+    def are_far(self) -> bool:
+        """Whether each takes long to come, so that many are to be asked for at once."""
+
+    def ask(self, numbers: NDArray[np.int64]) -> None:
+        """Begin to bring chunks that will be read soon, and return at once.
+
+        Nothing happens unless :attr:`are_far`, and errors are those of the read that follows.
+
+        Parameters
+        ----------
+        numbers : (chunks,) int64; those that were asked for already need not be left out.
+        """
+
+    def drop_copy(self, number: int) -> bool:
+        """Remove the copy of a chunk that is far away, as it is not what was committed.
+
+        Return whether there was one: the chunk itself may be sound.
+        """
+
     def bring(self, number: int) -> None:
         """Make a chunk's rows those of :attr:`mapped`, for this process and later forks of it.
 
@@ -75,3 +95,16 @@ class Chunks(Protocol):
         CorruptError
             If the chunk cannot be read.
         """
+
+
+class NearChunks:
+    """What chunks inherit that are on this machine."""
+
+    are_far = False
+
+    def ask(self, numbers: NDArray[np.int64]) -> None:
+        """Do nothing."""
+
+    def drop_copy(self, number: int) -> bool:
+        """Return False: what is here is no copy."""
+        return False

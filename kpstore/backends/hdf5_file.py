@@ -26,7 +26,7 @@ from kpstore.backends.asides import (
     make_durable,
 )
 from kpstore.backends.base import TEXT, ArrayMeta, Commit, plain
-from kpstore.backends.chunks import Chunks
+from kpstore.backends.chunks import Chunks, NearChunks
 from kpstore.backends.hdf5_heaps import open_checked
 from kpstore.backends.hdf5_items import has_item, item_of
 from kpstore.backends.hdf5_records import (
@@ -45,6 +45,7 @@ from kpstore.backends.hdf5_tree import StoredArray, Tree, WrongChunkError, read_
 from kpstore.backends.links import refuse_links_beside
 from kpstore.backends.locks import refusing_lock, waiting_lock
 from kpstore.backends.mapping import FilePiece, map_chunks
+from kpstore.backends.sidecar import WRITER_LOCK, FolderSidecar
 from kpstore.errors import BusyError, CorruptError, KpstoreError, NotFoundError
 
 Found = TypeVar("Found")
@@ -69,6 +70,11 @@ class StoreFile:
     def sidecar_dir(self) -> Path:
         """Directory for locks and live progress, beside the file."""
         return _sidecar_of(self._path)
+
+    @property
+    def sidecar(self) -> FolderSidecar:
+        """Texts in that directory."""
+        return FolderSidecar(self.sidecar_dir)
 
     def exists(self) -> bool:
         """Return whether the file exists and holds a store."""
@@ -233,9 +239,7 @@ class StoreFile:
     def exclusive(self, purpose: str) -> AbstractContextManager[None]:
         """Reserve the store for one long write."""
         self.file()
-        return refusing_lock(
-            self._lock_file("writer.lock"), location=self.location, purpose=purpose
-        )
+        return refusing_lock(self._lock_file(WRITER_LOCK), location=self.location, purpose=purpose)
 
 
 def _sidecar_of(path: Path) -> Path:
@@ -360,7 +364,7 @@ class HDF5ReadSession(Session):
 
 
 @dataclass(frozen=True)
-class _LibraryChunks:
+class _LibraryChunks(NearChunks):
     """Chunks that HDF5's library decodes."""
 
     session: Session
@@ -381,7 +385,7 @@ class _LibraryChunks:
         )
 
 
-class _RawChunks:
+class _RawChunks(NearChunks):
     """Chunks without filters, mapped or read from the places that HDF5's library returns."""
 
     how = "from their place in the file"

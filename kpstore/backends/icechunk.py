@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import icechunk
-import zarr
 
 from kpstore.backends import refusals
 from kpstore.backends.asides import (
@@ -23,26 +21,24 @@ from kpstore.backends.asides import (
     replace_file,
     sync_disk,
 )
-from kpstore.backends.base import MAIN, Capabilities, Commit
+from kpstore.backends.base import MAIN, Capabilities
 from kpstore.backends.garbage import WORKING, Before, Change, Garbage
 from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
-from kpstore.backends.icechunk_names import Kind, Names, encode, is_version, read_refs
+from kpstore.backends.icechunk_names import Kind, Names, encode, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
-from kpstore.backends.icechunk_sessions import IcechunkReadSession
-from kpstore.backends.icechunk_table import ChecksumTable
+from kpstore.backends.icechunk_versions import IcechunkVersions, first_version
 from kpstore.backends.locks import SharedLock, lock_alone, looking_lock
-from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
+from kpstore.errors import CorruptError, ExistsError
 from kpstore.visible import logger
 
 if TYPE_CHECKING:
     from kpstore.backends.base import Backend
-    from kpstore.backends.icechunk_changes import IcechunkWriteSession
 
 _log = logger(__name__)
 
 
-class IcechunkBackend(IcechunkDirectory):
+class IcechunkBackend(IcechunkVersions, IcechunkDirectory):
     """A store in a local directory."""
 
     capabilities = Capabilities(branches=True, parallel_writers=True)
@@ -70,9 +66,7 @@ class IcechunkBackend(IcechunkDirectory):
 
     def _create_at(self, aside: Path, attrs: Mapping[str, object], message: str) -> str:
         repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(aside)))
-        session = repository.writable_session(MAIN)
-        ChecksumTable.create(zarr.create_group(session.store, attributes=dict(attrs)))
-        snapshot = str(session.commit(message))
+        snapshot = first_version(repository, attrs, message)
         VersionRecords(aside, self.location, lambda: repository).committed(MAIN, snapshot)
         return snapshot
 
@@ -87,58 +81,14 @@ class IcechunkBackend(IcechunkDirectory):
             shutil.rmtree(self.path)
         self.close()
 
-    def session(self, snapshot: str) -> IcechunkReadSession:
-        """Open a version by its id."""
-        repo = self._repo()
-        if not is_version(snapshot):  # before a file of that name is looked for: ../../dev/zero
-            raise NotFoundError(f"version {snapshot!r} of {self.location} not found")
+    def _check_snapshot(self, snapshot: str) -> None:
         self.records.check_snapshot(snapshot)
-        try:
-            session = repo.readonly_session(snapshot_id=snapshot)
-        except icechunk.IcechunkError as error:
-            raise NotFoundError(
-                f"version {snapshot!r} of {self.location} not found ({first_line(error)})"
-            ) from None
-        try:
-            return IcechunkReadSession(session, self)
-        except FileNotFoundError:
-            # For Zarr, a snapshot that cannot be read is empty; Icechunk knows the difference.
-            with translated(self.location):
-                next(repo.ancestry(snapshot_id=snapshot))
-            raise InvalidError(
-                f"{self.location} is an Icechunk repository but not a kpstore store (no root group)"
-            ) from None
 
-    def begin(self, branch: str = MAIN) -> IcechunkWriteSession:
-        """Start changes to a branch's newest version."""
-        # Reading does not wait for the modules that write.
-        from kpstore.backends.icechunk_changes import IcechunkWriteSession
+    def _hold(self) -> SharedLock:
+        return SharedLock(self.sessions_lock)
 
-        self._repo()
-        # Before the newest version is looked up, which would otherwise be removed meanwhile.
-        hold = SharedLock(self.sessions_lock)
-        repo = self._repo()
-        newest = self.newest(branch, self.branches())
-        self.records.check_snapshot(newest)
-        self.wait_for_clock(newest, "nothing was begun")
-        given = read_refs(self.path, "branch")[branch].given
-        with translated(self.location):
-            return IcechunkWriteSession(repo.writable_session(given), self, branch, hold)
-
-    def history(self, snapshot: str) -> Iterator[Commit]:
-        """Yield a version and its ancestors, without Icechunk's own empty first one."""
-        self.session(snapshot)
-        with translated(self.location):
-            versions = itertools.pairwise(self._repo().ancestry(snapshot_id=snapshot))
-            seen: set[str] = set()
-            for info, older in versions:
-                if info.id in seen:  # snapshot files that were swapped may form a circle
-                    raise CorruptError(
-                        f"the history of {snapshot!r} of {self.location} leads back to {info.id}"
-                    )
-                seen.add(info.id)
-                parent = None if older.parent_id is None else older.id
-                yield Commit(info.id, parent, info.message, info.written_at, dict(info.metadata))
+    def _given(self, branch: str) -> str:
+        return read_refs(self.path, "branch")[branch].given
 
     def branches(self) -> Names:
         """Return branches and the ids of their newest versions.

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends import refusals
-from kpstore.backends.asides import sync_disk
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import TABLE, UNWRITTEN, checksum, matches
 from kpstore.backends.chunks import Chunks
@@ -27,8 +26,7 @@ from kpstore.backends.icechunk_chunks import (
     whole_chunks,
     write_chunks,
 )
-from kpstore.backends.icechunk_directory import IcechunkDirectory
-from kpstore.backends.icechunk_ends import LastChunk, filled_behind, share_last_chunks
+from kpstore.backends.icechunk_ends import LastChunk, filled_behind
 from kpstore.backends.icechunk_errors import (
     ERRORS,
     UNREADABLE,
@@ -38,6 +36,7 @@ from kpstore.backends.icechunk_errors import (
     translation,
 )
 from kpstore.backends.icechunk_fork import IcechunkFork, merged_sums
+from kpstore.backends.icechunk_home import IcechunkHome
 from kpstore.backends.icechunk_manifests import ChunkPlace
 from kpstore.backends.icechunk_pending import GATHERED_BYTES, PendingChunks
 from kpstore.backends.icechunk_sessions import IcechunkSession
@@ -60,7 +59,7 @@ class IcechunkWriteSession(IcechunkSession):
     def __init__(
         self,
         session: icechunk.Session,
-        home: IcechunkDirectory,
+        home: IcechunkHome,
         branch: str,
         hold: SharedLock | None = None,
     ) -> None:
@@ -122,6 +121,8 @@ class IcechunkWriteSession(IcechunkSession):
     def _clear_end(self, name: str, before: ArrayMeta) -> None:
         """Put fill behind the rows of ``before``, where its last chunk's file holds others."""
         number, kept = divmod(before.n_rows, before.chunk_rows)
+        if not self._home.shares_ends:
+            return
         if before.codec != "raw" or not kept or number in self._written.get(name, {}):
             return
         try:
@@ -229,7 +230,7 @@ class IcechunkWriteSession(IcechunkSession):
         """Return a writer for another process."""
         self._check_open()
         self._hand_over()
-        refusals.check_sendable(self._location, str(self._home.path))
+        self._home.check_sendable()
         try:
             return IcechunkFork(self._session.fork(), self._hold)
         except ValueError:
@@ -271,7 +272,7 @@ class IcechunkWriteSession(IcechunkSession):
         if not self._session.has_uncommitted_changes:
             return self.snapshot
         with self._home.commit_lock():
-            branches = self._home.records.names("branch")
+            branches = self._home.branches_now()
             if self._home.newest(self._branch, branches) != self.snapshot:
                 self._rebase(message)
                 self._table = None
@@ -281,14 +282,13 @@ class IcechunkWriteSession(IcechunkSession):
             ends = {name: end for name, end in self._ends().items() if name in self._written}
             before, version = self.snapshot, self._save(message, metadata)
             self._move_branch(before, version, message)
-            self._home.records.committed(self._branch, version)
-            sync_disk(self._home.path)
-            share_last_chunks(self._home, before, version, ends)
+            self._home.settle(self._branch, before, version, ends)
         return version
 
     def _ends(self) -> dict[str, LastChunk]:
         """Return the last chunks before this session of arrays that it has made or lengthened."""
-        if not self._has_table():  # of old stores it is not known which versions share files
+        # Of old stores it is not known which versions share files.
+        if not (self._home.shares_ends and self._has_table()):
             return {}
         before = {**self._lengths, **dict.fromkeys(self._created, 0)}
         return {name: LastChunk(self.meta(name), n_rows) for name, n_rows in before.items()}
@@ -297,7 +297,7 @@ class IcechunkWriteSession(IcechunkSession):
         """Write the version, which no branch leads to yet, and wait until it is on the disk."""
         with translated(self._location, f"{message!r} was not committed"):
             version = str(self._session.flush(message, storable_json(metadata or {})))
-        sync_disk(self._home.path)
+        self._home.sync()
         return version
 
     def _move_branch(self, before: str, version: str, message: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,23 +26,19 @@ from zarr.core.sync import sync
 from kpstore.backends.array_bounds import most_bytes
 from kpstore.backends.base import TEXT, ArrayMeta, Codec
 from kpstore.backends.checksums import checksum, matches
-from kpstore.backends.chunks import Strips
 from kpstore.backends.icechunk_codec import HEAD_BYTES, ChunkCodec, ZarrArray
-from kpstore.backends.icechunk_errors import UNREADABLE, first_line
-from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
-from kpstore.backends.icechunk_strips import (
-    NOT_READ,
-    BloscStrips,
-    RawStrips,
-    blocksize,
-    encoded,
-    rows_in_strips,
-    rows_per_read,
+from kpstore.backends.icechunk_errors import (
+    UNREADABLE,
+    first_line,
+    is_of_storage,
+    unreachable,
 )
-from kpstore.backends.mapping import FilePiece, map_chunks
-from kpstore.backends.open_files import are_too_many
+from kpstore.backends.icechunk_manifests import ChunkPlace
+from kpstore.backends.icechunk_strips import (
+    blocksize,
+)
 from kpstore.budget import SPARE_BYTES, VARIABLE
-from kpstore.errors import CorruptError, InvalidError
+from kpstore.errors import InvalidError
 
 
 def _compressors(meta: ArrayMeta) -> tuple[BytesBytesCodec, ...]:
@@ -183,6 +178,8 @@ def read_chunks(
     try:
         values = np.asarray(array[chunks.start * size : min(chunks.stop * size, meta.n_rows)])
     except UNREADABLE as error:
+        if is_of_storage(error):
+            raise unreachable("the store", error) from None
         if len(chunks) > 1:
             for chunk in chunks:
                 read_chunks(array, meta, range(chunk, chunk + 1))
@@ -336,98 +333,3 @@ def check_unpacked(array: ZarrArray, chunks: range, places: Sequence[ChunkPlace 
                 f"it becomes {n_bytes / 2**20:,.0f} MiB, more than {most_bytes() // 2**20}; if you "
                 f"trust who made it, set {VARIABLE}={n_bytes // 2**30 + 1}GiB",
             )
-
-
-class LocalChunks:
-    """The chunks of an array, read from files that never change, without Icechunk and Zarr.
-
-    Parameters
-    ----------
-    places : place of each chunk.
-    meta : shape and type of the array.
-    codec : decodes chunks; their CRC-32C is not compared
-        (:class:`~kpstore.backends.chunks.Chunks`).
-    check_there : raises :class:`NotFoundError` if the version was removed; called when a chunk
-        cannot be read.
-    """
-
-    how = "from their files"
-
-    def __init__(
-        self,
-        places: RowPlaces,
-        meta: ArrayMeta,
-        codec: ChunkCodec,
-        check_there: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._places, self._meta, self._codec = places, meta, codec
-        self._check_there = check_there
-        raw = meta.codec == "raw" and places.are_files
-        self._memory = map_chunks(self._piece, meta) if raw else None
-        self.mapped = None if self._memory is None else self._memory.values
-        self.strips: Strips | None = None
-        rows = rows_per_read(meta) if raw and self._memory is None else None
-        if rows is not None:
-            self.strips = RawStrips(places, meta, rows, codec.n_check, unreadable=self._unreadable)
-        rows = rows_in_strips(places, meta) if meta.codec == "lz4" else None
-        if rows is not None:
-            self.strips = BloscStrips(
-                places,
-                meta,
-                rows,
-                codec.n_check,
-                read_whole=self.read_into,
-                unreadable=self._unreadable,
-            )
-
-    def _piece(self, number: int) -> FilePiece | None:
-        place = self._places[number]
-        return None if place is None else FilePiece(place.file, n_more=self._codec.n_check)
-
-    def bring(self, number: int) -> None:
-        """Map a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
-        if self._memory is not None:
-            try:
-                self._memory.bring(number)
-            except NOT_READ as error:
-                raise self._unreadable(number, error) from error
-
-    def read_into(self, number: int, out: NDArray[np.generic]) -> None:
-        """Decode a chunk; see :class:`kpstore.backends.chunks.Chunks`."""
-        try:
-            place = self._places[number]
-            if place is None:
-                out[...] = self._meta.fill
-            else:
-                self._codec.decode(place.read(encoded.bytes), out)
-        except NOT_READ as error:
-            raise self._unreadable(number, error) from error
-
-    def _unreadable(self, number: int, error: Exception) -> CorruptError:
-        """Return the error of a chunk that cannot be read.
-
-        That of a removed version, and of too many open files, is raised.
-        """
-        if are_too_many(error):
-            raise error
-        at = ""
-        with suppress(ValueError):
-            if (place := self._places[number]) is not None:
-                at = f" at {place.file}"
-        self._check_there()
-        return CorruptError(f"chunk {number}{at} cannot be read: {error}")
-
-
-def local_chunks(
-    places: RowPlaces | None,
-    array: OpenArray,
-    check_there: Callable[[], None] = lambda: None,
-) -> LocalChunks | None:
-    """Return the chunks of an array of a local repository; None if only Zarr can read them.
-
-    The parameters are as for :class:`LocalChunks`; ``places`` is None where Icechunk alone knows.
-    """
-    codec = array.codec
-    if codec is None or codec.is_text or places is None:
-        return None
-    return LocalChunks(places, array.meta, codec, check_there)

@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import icechunk
 
 from kpstore.backends import refusals
+from kpstore.backends.asides import sync_disk
 from kpstore.backends.base import MAIN
-from kpstore.backends.icechunk_chunks import root_group
-from kpstore.backends.icechunk_errors import guard_fork, translated, translation
-from kpstore.backends.icechunk_manifests import Nodes, nodes_of
+from kpstore.backends.icechunk_errors import guard_fork, translation
+from kpstore.backends.icechunk_home import CONFIG, IcechunkHome
 from kpstore.backends.icechunk_names import Names, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.backends.links import refuse_links
 from kpstore.backends.locks import refusing_lock, waiting_lock
-from kpstore.errors import CorruptError, NotFoundError, UnsupportedError
+from kpstore.backends.sidecar import WRITER_LOCK, FolderSidecar
+from kpstore.errors import CorruptError, NotFoundError
 
-# Icechunk writes its own log to standard output, where it breaks --json. It warns that local
-# directories are not safe for concurrent commits, which is why every commit here holds a lock. Its
-# errors are exceptions, except for those of reading ahead in a store that is removed again, half
-# made, because its input was refused.
-icechunk.set_logs_filter("off")
-
-# Reading manifests ahead would take eight milliseconds at each opening, and kpstore finds chunks
-# without that (local_chunks).
-_CONFIG = icechunk.RepositoryConfig(
-    manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
-)
-
-_WAIT_S = 5.0
-_N_VERSIONS = 4
-"""Number of versions whose lists of arrays are kept in memory."""
+if TYPE_CHECKING:
+    from kpstore.backends.icechunk_ends import LastChunk
 
 
-class IcechunkDirectory:
-    """What sessions need to know of the store that they belong to.
+class IcechunkDirectory(IcechunkHome):
+    """The folder of a store.
 
     Parameters
     ----------
     location : path of the directory.
     """
 
+    shares_ends = True
+
     def __init__(self, location: str) -> None:
-        self.location = str(Path(location))
-        """Path of the directory, as it was given."""
+        super().__init__(str(Path(location)))
         # Absolute, because forks and pickles go to processes whose working directory may differ.
         self.path = Path(location).absolute()
-        self._nodes_of: dict[str, Nodes | None] = {}
         self._told: set[str] = set()
         self._collected: int | None = None
         self._folder: tuple[int, int] | None = None
@@ -60,9 +47,19 @@ class IcechunkDirectory:
         self._looked_through = False
 
     @property
+    def root(self) -> Path:
+        """The absolute path of the directory."""
+        return self.path
+
+    @property
     def sidecar_dir(self) -> Path:
         """Directory for locks and live progress."""
         return self.path / "kpstore"
+
+    @property
+    def sidecar(self) -> FolderSidecar:
+        """Texts in that directory."""
+        return FolderSidecar(self.sidecar_dir)
 
     @property
     def sessions_lock(self) -> Path:
@@ -117,7 +114,7 @@ class IcechunkDirectory:
         self._folder = self._folder_now()
         try:
             return icechunk.Repository.open(
-                icechunk.local_filesystem_storage(str(self.path)), config=_CONFIG
+                icechunk.local_filesystem_storage(str(self.path)), config=CONFIG
             )
         except icechunk.IcechunkError as error:
             # Icechunk opens nothing without its main branch, and does not name the damaged file.
@@ -148,39 +145,6 @@ class IcechunkDirectory:
         """The ledger, which the repository is compared with."""
         return VersionRecords(self.path, self.location, self._repo)
 
-    # -- arrays of a version -----------------------------------------------------------------------
-
-    def array_names(self, snapshot: str) -> frozenset[str]:
-        """Return the names of all arrays of a version, the table of checksums included."""
-        nodes = self.nodes(snapshot)
-        if nodes is not None:
-            return frozenset(nodes)
-        with translated(self.location):
-            session = self._repo().readonly_session(snapshot_id=snapshot)
-            return frozenset(name for name, _ in root_group(session).arrays())
-
-    def nodes(self, snapshot: str) -> Nodes | None:
-        """Return :func:`nodes_of` a version, which is kept because each session needs it often."""
-        repo = self._repo()
-        if snapshot in self._nodes_of:
-            return self._nodes_of[snapshot]
-        with self.there(snapshot), translated(self.location):
-            found = nodes_of(repo, snapshot)
-        # Threads share the dict, so each access is a single step.
-        self._nodes_of[snapshot] = found
-        for old in list(self._nodes_of)[:-_N_VERSIONS]:
-            self._nodes_of.pop(old, None)
-        return found
-
-    @contextmanager
-    def there(self, snapshot: str) -> Iterator[None]:
-        """Say that a version or its store was removed, where an error would call it damaged."""
-        try:
-            yield
-        except (CorruptError, NotFoundError, OSError, icechunk.IcechunkError):
-            self.check_there(snapshot)
-            raise
-
     def check_there(self, snapshot: str) -> None:
         """Raise :class:`NotFoundError` if a version or its store was removed."""
         self._check_in_place()
@@ -203,34 +167,30 @@ class IcechunkDirectory:
         self._check_in_place()
         self._look_for_links()
         return refusing_lock(
-            self.sidecar_dir / "writer.lock", location=self.location, purpose=purpose
+            self.sidecar_dir / WRITER_LOCK, location=self.location, purpose=purpose
         )
-
-    def wait_for_clock(self, snapshot: str, doing: str) -> None:
-        """Wait until this machine's clock is past the time of a version, to commit on top of it.
-
-        :class:`UnsupportedError` if that would take longer than a few seconds.
-        """
-        with translated(self.location):
-            written = next(self._repo().ancestry(snapshot_id=snapshot)).written_at
-        now = datetime.now(UTC)
-        behind = (written - now).total_seconds()
-        if behind > _WAIT_S:
-            raise UnsupportedError(
-                f"{self.location}: {doing}: this machine's clock says {now:%Y-%m-%d %H:%M:%S}, but "
-                f"the newest version is of {written:%Y-%m-%d %H:%M:%S} (UTC); set the clock (NTP) "
-                "and repeat it"
-            )
-        if behind >= 0:
-            time.sleep(behind + 0.01)
-
-    def newest(self, branch: str, branches: Names) -> str:
-        """Return the newest version of one of the ``branches``."""
-        if branch not in branches:
-            raise refusals.no_name("branch", branch, branches, self.location)
-        return branches[branch]
 
     def move_branch(self, name: str, before: str, version: str) -> None:
         """Make a branch lead from version ``before`` to another one, under the commit lock."""
         given = read_refs(self.path, "branch")[name].given
         self._repo().reset_branch(given, version, from_snapshot_id=before)
+
+    def check_sendable(self) -> None:
+        """Raise :class:`UnsupportedError` if Icechunk cannot send the path to other processes."""
+        refusals.check_sendable(self.location, str(self.path))
+
+    def branches_now(self) -> Names:
+        """Return branches and the ids of their newest versions."""
+        return self.records.names("branch")
+
+    def sync(self) -> None:
+        """Wait until all that was written would survive a power failure."""
+        sync_disk(self.path)
+
+    def settle(self, branch: str, before: str, version: str, ends: Mapping[str, LastChunk]) -> None:
+        """Record a commit in the ledger, and let older versions share last chunks with it."""
+        from kpstore.backends.icechunk_ends import share_last_chunks  # which only writers need
+
+        self.records.committed(branch, version)
+        self.sync()
+        share_last_chunks(self, before, version, ends)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import icechunk
 
 from kpstore.backends.asides import system_error
-from kpstore.errors import ConflictError, CorruptError, UnsupportedError
+from kpstore.errors import ConflictError, CorruptError, UnreachableError, UnsupportedError
 
 UNREADABLE = (icechunk.IcechunkError, ValueError, RuntimeError, LookupError, OSError)
 """Raised on damaged files."""
@@ -78,9 +78,12 @@ def translation(error: Exception, location: str, doing: str = "") -> Exception:
     Exception
         :class:`OSError` with its number for what the system refused, as a full disk;
         :class:`UnsupportedError` for clocks that disagree; :class:`ConflictError` for changes by
-        other writers; :class:`CorruptError` for damaged, missing or foreign files.
+        other writers; :class:`UnreachableError` for object storage that does not answer;
+        :class:`CorruptError` for damaged, missing or foreign files.
     """
     text, line = " ".join(str(error).split()), first_line(error)
+    if is_of_storage(error):
+        return unreachable(location, error, doing)
     found = _SYSTEM.search(text)
     number = int(found[1]) if found else 0
     if number not in (0, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
@@ -99,3 +102,34 @@ def translation(error: Exception, location: str, doing: str = "") -> Exception:
             "damaged"
         )
     return CorruptError(f"{location} cannot be read as an Icechunk repository: {line}")
+
+
+_DENIED = re.compile(
+    r"status(?: code)?:? 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|credential"
+)
+_STORAGE = ("dispatch failure", "service error", "timeout error", "response error")
+"""What Icechunk says of object storage that did not answer as it should."""
+
+
+def unreachable(location: str, error: Exception, doing: str = "") -> UnreachableError:
+    """Return the error for storage that did not answer, or that denied access, in one line."""
+    text = " ".join(str(error).split())
+    told = f"{location}: {doing}: " if doing else f"{location}: "
+    if "NoSuchBucket" in text or "bucket does not exist" in text:
+        return UnreachableError(f"{told}there is no such bucket; create it first")
+    if _DENIED.search(text):
+        return UnreachableError(
+            f"{told}access was denied; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or "
+            "AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY), or add "
+            "?anonymous=true for public data"
+        )
+    return UnreachableError(
+        f"{told}the storage does not answer as it should ({text.partition(', after ')[0][:200]}); "
+        "nothing is known to be damaged, try again"
+    )
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an error of Icechunk says that object storage did not answer as it should."""
+    text = str(error)
+    return any(sign in text for sign in _STORAGE) and "NoSuchKey" not in text

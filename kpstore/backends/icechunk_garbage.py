@@ -28,11 +28,11 @@ from kpstore.backends.icechunk_names import read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.errors import CorruptError, InvalidError
 
-_FOLDERS = ("snapshots", "transactions", "manifests", "chunks")
+FOLDERS = ("snapshots", "transactions", "manifests", "chunks")
 
 
 @dataclass(frozen=True)
-class _Histories:
+class Histories:
     """All versions that names lead to, by id, and which of them are kept.
 
     Parameters
@@ -45,7 +45,8 @@ class _Histories:
     first: str
 
     @classmethod
-    def read(cls, repository: icechunk.Repository, tips: list[str], old: datetime) -> _Histories:
+    def read(cls, repository: icechunk.Repository, tips: list[str], old: datetime) -> Histories:
+        """Return what named versions build upon."""
         found: dict[str, icechunk.SnapshotInfo] = {}
         first = ""
         for tip in tips:
@@ -93,7 +94,7 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
     with translated(location):
         repository = opened()
         records = VersionRecords(root, location, lambda: repository)
-        histories = _Histories.read(repository, tips, before.versions)
+        histories = Histories.read(repository, tips, before.versions)
         files = dict(_files(root))
         n_bytes = _bytes_of(files.values())
         needed = _needed(root, location, records, histories)
@@ -109,7 +110,7 @@ def collect(root: Path, location: str, before: Before, *, apply: bool) -> Garbag
             repository.expire_snapshots(before.versions)
             repository.garbage_collect(before.files)
             repository = opened()
-            now = _Histories.read(repository, tips, datetime.min.replace(tzinfo=UTC))
+            now = Histories.read(repository, tips, datetime.min.replace(tzinfo=UTC))
             records.keep_only(now.oldest_first())
             _remove_staged(root, gone)
             clear_ends(repository, root, now.kept)
@@ -146,7 +147,7 @@ def _tips(root: Path, location: str) -> list[str]:
 
 def _files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the files of versions and chunks, as paths relative to the store."""
-    for folder in _FOLDERS:
+    for folder in FOLDERS:
         if (root / folder).is_dir():
             for entry in os.scandir(root / folder):
                 yield f"{folder}/{entry.name}", entry.stat(follow_symlinks=False)
@@ -157,7 +158,7 @@ def _bytes_of(files: Iterable[os.stat_result]) -> int:
     return sum({(about.st_dev, about.st_ino): about.st_size for about in files}.values())
 
 
-def _needed(root: Path, location: str, records: VersionRecords, histories: _Histories) -> set[str]:
+def _needed(root: Path, location: str, records: VersionRecords, histories: Histories) -> set[str]:
     """Return the files that the kept versions need."""
     needed: set[str] = set()
     for version in histories.oldest_first():

@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import icechunk
 import numcodecs
@@ -20,6 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.flatbuffers import Numbers, Table, fields_at, offset_of
+
+if TYPE_CHECKING:
+    from kpstore.backends.object_reading import ObjectPath, ObjectReader
+
+    Root = Path | ObjectReader
 
 _MAGIC = "ICE🧊CHUNK".encode()
 _HEADER_BYTES = 39
@@ -78,12 +83,12 @@ class ChunkPlace(NamedTuple):
 
     Parameters
     ----------
-    file : path of the chunk's file, or of the manifest.
+    file : path of the chunk's file, or of the manifest; in object storage, its place there.
     offset, length : first byte in the file, and number of bytes.
     inline : the bytes themselves, if the manifest holds them.
     """
 
-    file: str
+    file: str | ObjectPath
     offset: int = 0
     length: int = 0
     inline: bytes | None = None
@@ -106,6 +111,11 @@ class ChunkPlace(NamedTuple):
         """
         if self.inline is not None:
             return self.inline
+        if not isinstance(self.file, str) and self.file.reader.copies is None:
+            found = self.file.read(self.offset, self.length)
+            if len(found) != self.length:
+                raise ValueError(f"{len(found)} of {self.length} bytes of {self.file} were there")
+            return found
         with open(self.file, "rb", buffering=0) as file:
             # These numbers come from a file that may be damaged, so they are checked first.
             size = os.fstat(file.fileno()).st_size
@@ -122,13 +132,13 @@ class ChunkPlace(NamedTuple):
         return content
 
 
-def locate_chunks(nodes: Nodes | None, root: Path, array: str) -> ChunkPlaces | None:
+def locate_chunks(nodes: Nodes | None, root: Root, array: str) -> ChunkPlaces | None:
     """Return the places of an array's written chunks, by their index in the chunk grid.
 
     Parameters
     ----------
     nodes : arrays of the version, from :func:`nodes_of`.
-    root : directory of the repository.
+    root : directory of the repository, or what reads its objects.
     array : name of an array in the root group.
 
     Returns
@@ -140,7 +150,7 @@ def locate_chunks(nodes: Nodes | None, root: Path, array: str) -> ChunkPlaces | 
     return None if refs is None else ChunkPlaces(refs)
 
 
-def locate_rows(nodes: Nodes | None, root: Path, array: str, n_chunks: int) -> RowPlaces | None:
+def locate_rows(nodes: Nodes | None, root: Root, array: str, n_chunks: int) -> RowPlaces | None:
     """Return the place of each chunk of an array with ``n_chunks`` chunks along its first axis.
 
     None where :func:`locate_chunks` returns None, and if chunks lie outside that grid.
@@ -150,10 +160,10 @@ def locate_rows(nodes: Nodes | None, root: Path, array: str, n_chunks: int) -> R
         some.indices[:, 1:].any() or (some.indices[:, :1] >= n_chunks).any() for some in refs
     ):
         return None
-    return RowPlaces(refs, n_chunks)
+    return RowPlaces(refs, n_chunks, root)
 
 
-def _refs_of(nodes: Nodes | None, root: Path, array: str) -> list[_Refs] | None:
+def _refs_of(nodes: Nodes | None, root: Root, array: str) -> list[_Refs] | None:
     """Return an array's references in each of its manifests; None if they cannot be read."""
     found: list[_Refs] = []
     try:
@@ -169,7 +179,7 @@ def _refs_of(nodes: Nodes | None, root: Path, array: str) -> list[_Refs] | None:
     return found
 
 
-def chunks_of_manifest(manifest: Path) -> set[str] | None:
+def chunks_of_manifest(manifest: Path | ObjectPath) -> set[str] | None:
     """Return the names of all chunk files that a manifest needs; None if it cannot be read."""
     try:
         return {name for refs in _arrays(manifest) for name in refs.files()}
@@ -177,7 +187,7 @@ def chunks_of_manifest(manifest: Path) -> set[str] | None:
         return None
 
 
-def _read_manifest(path: Path) -> bytes:
+def _read_manifest(path: Path | ObjectPath) -> bytes:
     content = path.read_bytes()
     if len(content) < _HEADER_BYTES or not content.startswith(_MAGIC):
         raise ValueError("not a manifest")
@@ -188,7 +198,7 @@ def _read_manifest(path: Path) -> bytes:
     return bytes(numcodecs.Zstd().decode(body)) if compression == _ZSTD else body
 
 
-def _arrays(manifest: Path, node: str | None = None) -> Iterator[_Refs]:
+def _arrays(manifest: Path | ObjectPath, node: str | None = None) -> Iterator[_Refs]:
     """Yield the references of each array in a manifest, or of the one with an id."""
     content = _read_manifest(manifest)
     for array in Table.root(content).tables(_MANIFEST_ARRAYS):
@@ -213,9 +223,11 @@ class _Refs:
     are_foreign : whether some chunks are parts of another program's files.
     """
 
-    def __init__(self, manifest: Path, content: bytes, array: Table) -> None:
+    def __init__(self, manifest: Path | ObjectPath, content: bytes, array: Table) -> None:
         self._manifest, self._content = manifest, content
-        self._folder = f"{manifest.parent.parent / 'chunks'}{os.sep}"
+        self._chunks = manifest.parent.parent / "chunks"
+        # Paths made one by one would take longer than all else here.
+        self._folder = f"{self._chunks}{os.sep}"
         numbers = self._numbers = Numbers(content)
         self._tables = array.table_offsets(_ARRAY_REFS, numbers)
         # References of a kind share the list of where their fields are.
@@ -260,7 +272,9 @@ class _Refs:
         """
         kind, name, offset, length = located.item()
         if kind == _FILE:
-            return ChunkPlace(self._folder + name.decode(), offset, length)
+            text = name.decode()
+            local = isinstance(self._chunks, Path)
+            return ChunkPlace(self._folder + text if local else self._chunks / text, offset, length)
         try:
             if kind == _NOWHERE:
                 raise ValueError("a chunk that is nowhere")
@@ -313,10 +327,12 @@ class RowPlaces:
     ----------
     written : (chunks,) bool.
     are_files : whether each written chunk is a file of its own.
+    reader : reads them if they are objects; None if they are local files.
     """
 
-    def __init__(self, refs: Sequence[_Refs], n_chunks: int) -> None:
+    def __init__(self, refs: Sequence[_Refs], n_chunks: int, root: Root) -> None:
         self._refs = refs
+        self.reader = None if isinstance(root, Path) else root
         self._manifests = np.zeros(n_chunks, dtype=np.int64)
         self._numbers = np.zeros(n_chunks, dtype=np.int64)
         self.written = np.zeros(n_chunks, dtype=np.bool_)
@@ -339,13 +355,15 @@ class RowPlaces:
         except ValueError:
             return None
 
-    def name_of(self, chunk: int, root: Path) -> str:
+    def name_of(self, chunk: int, root: Root) -> str:
         """Return the file that holds a chunk, relative to ``root``, for messages."""
         try:
             place = self[chunk]
         except (IndexError, ValueError):  # damage, which whoever reads the chunk is told
             return f"chunk {chunk}"
-        return "no file" if place is None else os.path.relpath(place.file, root)
+        if place is None:
+            return "no file"
+        return os.path.relpath(place.file, root) if isinstance(root, Path) else str(place.file)
 
     def __getitem__(self, chunk: int) -> ChunkPlace | None:
         if not self.written[chunk]:

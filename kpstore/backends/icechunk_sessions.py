@@ -20,15 +20,15 @@ from kpstore.backends.icechunk_chunks import (
     BadChunkError,
     OpenArray,
     check_unpacked,
-    local_chunks,
     open_arrays,
     read_chunks,
     read_files,
     root_group,
 )
 from kpstore.backends.icechunk_codec import ZarrArray
-from kpstore.backends.icechunk_directory import IcechunkDirectory
 from kpstore.backends.icechunk_errors import UNREADABLE, first_line, guard_fork, translated
+from kpstore.backends.icechunk_files import local_chunks
+from kpstore.backends.icechunk_home import IcechunkHome
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces, locate_chunks, locate_rows
 from kpstore.backends.icechunk_table import ChecksumTable
 from kpstore.backends.session_chunks import SessionChunks
@@ -41,7 +41,7 @@ _TOGETHER = 100
 class IcechunkSession:
     """A session of Icechunk and its open arrays."""
 
-    def __init__(self, session: icechunk.Session, home: IcechunkDirectory) -> None:
+    def __init__(self, session: icechunk.Session, home: IcechunkHome) -> None:
         self._session, self._home, self._location = session, home, home.location
         self._group = root_group(session)
         self._opened: dict[str, OpenArray] = {}
@@ -136,7 +136,7 @@ class IcechunkSession:
             ) from error
 
     def _open_table(self) -> ChecksumTable:
-        places = locate_chunks(self._home.nodes(self.snapshot), self._home.path, TABLE)
+        places = locate_chunks(self._home.nodes(self.snapshot), self._home.root, TABLE)
         return ChecksumTable.open(self._array(TABLE), places)
 
     def _expected(self, name: str, chunks: range) -> list[int] | None:
@@ -181,7 +181,7 @@ class IcechunkSession:
     def _located(self, name: str) -> RowPlaces | None:
         if name not in self._places:
             nodes, n_chunks = self._home.nodes(self.snapshot), self.meta(name).n_chunks
-            self._places[name] = locate_rows(nodes, self._home.path, name, n_chunks)
+            self._places[name] = locate_rows(nodes, self._home.root, name, n_chunks)
         return self._places[name]
 
     def _files(self, name: str, chunks: range) -> list[ChunkPlace | None] | None:
@@ -203,13 +203,13 @@ class IcechunkSession:
     def place(self, name: str, chunk: int) -> str:
         """Return the file that holds a chunk, relative to the store."""
         places = self._located(name)
-        return f"chunk {chunk}" if places is None else places.name_of(chunk, self._home.path)
+        return f"chunk {chunk}" if places is None else places.name_of(chunk, self._home.root)
 
 
 class IcechunkReadSession(IcechunkSession):
     """A version, which never changes, so that the metadata of its chunks is kept."""
 
-    def __init__(self, session: icechunk.Session, home: IcechunkDirectory) -> None:
+    def __init__(self, session: icechunk.Session, home: IcechunkHome) -> None:
         super().__init__(session, home)
         self._chunks: dict[str, Chunks] = {}
 

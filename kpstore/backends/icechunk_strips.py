@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk_codec import BLOSC_HEADER
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
-from kpstore.backends.open_files import OpenFiles
+from kpstore.backends.open_files import FilePath, OpenFiles
 from kpstore.backends.scratch import Scratch
 from kpstore.errors import CorruptError
 
@@ -67,7 +67,7 @@ class _Cut(NamedTuple):
     starts, stops : of each block, offset of its first byte, and after its last.
     """
 
-    file: str
+    file: FilePath
     begin: bytes
     starts: list[int]
     stops: list[int]

@@ -27,12 +27,13 @@ class FilePiece(NamedTuple):
 
     Parameters
     ----------
-    file : path of a file that holds only these values, or the number of an open file.
+    file : path of a file that holds only these values (or what leads to one, see
+        :class:`os.PathLike`), or the number of an open file.
     offset : offset of the values in an open file.
     n_more : for a path, number of bytes after the values, such as those of a checksum.
     """
 
-    file: str | int
+    file: str | os.PathLike[str] | int
     offset: int = 0
     n_more: int = 0
 
@@ -81,6 +82,10 @@ class MappedChunks:
                 self._map(number, piece)
             self._is_there[number] = True
 
+    def forget(self, number: int) -> None:
+        """Let :meth:`bring` map a chunk anew."""
+        self._is_there[number] = False
+
     def _map(self, number: int, piece: FilePiece) -> None:
         if isinstance(piece.file, int):
             self._place(number, piece.file, piece)
@@ -93,7 +98,7 @@ class MappedChunks:
 
     def _place(self, number: int, file: int, piece: FilePiece) -> None:
         size, needed = os.fstat(file).st_size, piece.offset + self._bytes + piece.n_more
-        if size < needed or (size > needed and isinstance(piece.file, str)):
+        if size < needed or (size > needed and not isinstance(piece.file, int)):
             raise ValueError(f"it has {size} bytes, {needed} were expected")
         self._memory.place(file, piece.offset, number * self._bytes, self._bytes)
 

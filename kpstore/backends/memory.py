@@ -50,7 +50,7 @@ class MemoryBackend:
     """A store named ``memory://NAME``, which lasts as long as this process."""
 
     capabilities = Capabilities(branches=True, parallel_writers=False)
-    sidecar_dir = None
+    sidecar = None
 
     def __init__(self, location: str) -> None:
         self.location = location

@@ -15,6 +15,7 @@ else:
     if _MOST_OF_PROCESS == RLIM_INFINITY:
         _MOST_OF_PROCESS = 2**16
 
+FilePath = str | os.PathLike[str]
 MOST_OPEN = max(1, min(1024, _MOST_OF_PROCESS // 4))
 """Of all that are kept: a quarter of what this process may open."""
 
@@ -34,7 +35,7 @@ class OpenFile:
 
     __slots__ = ("__weakref__", "number")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: FilePath) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -55,9 +56,9 @@ class OpenFiles:
     """
 
     def __init__(self) -> None:
-        self._files: dict[str, OpenFile] = {}
+        self._files: dict[FilePath, OpenFile] = {}
 
-    def at(self, path: str) -> OpenFile:
+    def at(self, path: FilePath) -> OpenFile:
         """Return a file, open for reading; :class:`OSError` if it cannot be opened."""
         found = self._files.get(path)
         if found is not None:
@@ -82,6 +83,6 @@ class OpenFiles:
         except (RuntimeError, StopIteration):  # another thread was here, or others keep them
             return
 
-    def drop(self, path: str) -> None:
+    def drop(self, path: FilePath) -> None:
         """Close a file that could not be read: another one may come in its place."""
         self._files.pop(path, None)

@@ -8,12 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from kpstore import plugins
 from kpstore.backends.base import Backend
+from kpstore.backends.object_address import is_address
+from kpstore.errors import InvalidError
 
 FILE_SUFFIXES = (".h5", ".hdf5")
+
+
+def folder_of(location: str, option: str) -> Path:
+    """Return the folder that holds a store, which the store's paths are relative to by default.
+
+    Parameters
+    ----------
+    option : what names another folder, for the message.
+
+    Raises
+    ------
+    InvalidError
+        If the store is in no folder.
+    """
+    if not _is_local(location):
+        raise InvalidError(
+            f"{location} is in no folder that its frames' paths could be relative to; name one by "
+            f"{option}"
+        )
+    return Path(location).absolute().parent
 
 
 @dataclass(frozen=True)
@@ -61,5 +83,7 @@ ICECHUNK = Place(
     lambda location: _is_local(location) and not _is_file(location),
 )
 
-OWN = (MEMORY, HDF5, ICECHUNK)
+OBJECTS = Place("icechunk", "kpstore.backends.icechunk_objects:IcechunkObjects", is_address)
+
+OWN = (MEMORY, HDF5, ICECHUNK, OBJECTS)
 """All of them, as entry points may belong to another installed kpstore than the running one."""

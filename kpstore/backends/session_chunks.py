@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ReadSession
+from kpstore.backends.chunks import NearChunks
 
 
 @dataclass(frozen=True)
-class SessionChunks:
+class SessionChunks(NearChunks):
     """Chunks that are read through their session, which works for every array of numbers.
 
     Parameters

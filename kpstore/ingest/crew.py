@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kpstore.backends.base import Fork
-from kpstore.errors import KpstoreError, WorkersError, one_line
+from kpstore.errors import KpstoreError, UnreachableError, WorkersError, one_line
 from kpstore.ingest.doubts import Opinion, doubted_videos, unread_videos
 from kpstore.ingest.fitness import Meeting, Question, question, short_question
 from kpstore.ingest.gpus import gpu_of_worker
@@ -321,7 +321,7 @@ class Crew:
     def _admit(self, worker: Worker, done: Future[list[str]]) -> None:
         try:
             flaws = done.result()
-        except (OSError, ValueError) as error:  # reading a file on a network disk failed
+        except (OSError, ValueError, UnreachableError) as error:  # a network disk, for example
             flaws = [one_line(f"the driver cannot read what it wrote to the store: {error}")]
         self._roster.judge(worker, flaws)
 

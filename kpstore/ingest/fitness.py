@@ -10,17 +10,17 @@ import json
 import os
 import pickle
 import platform
-import shutil
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from kpstore._version import __version__
-from kpstore.backends.links import read_inside, write_inside
-from kpstore.errors import UnsupportedError, one_line
+from kpstore.backends.optional import Sidecar
+from kpstore.errors import UnreachableError, UnsupportedError, one_line
 from kpstore.ingest import own_code
 from kpstore.ingest.gpus import VISIBLE
 from kpstore.ingest.job import Job, by_value
@@ -93,7 +93,7 @@ class Question:
     libraries : version of each distribution that these modules import.
     pictures : videos, and a hash of the driver's pixels of each; empty for workers on the driver's
         machine.
-    nonce : content of a file in the job's meeting folder, if there is one.
+    nonce : a text at the job's meeting place, if there is one.
     gpus : GPUs of which the worker must see one first; empty if it may see any.
     """
 
@@ -156,7 +156,7 @@ def flaws(asked: Question, answer: str) -> list[str]:
 
     Parameters
     ----------
-    answer : name of a file to leave in the meeting folder, if there is one.
+    answer : name of a text to leave at the meeting place, if there is one.
     """
     changed = own_code.changed_libraries(asked.libraries)
     found = [f"{name} was changed after it started; start it again" for name in changed]
@@ -206,25 +206,33 @@ def _differs(what: str, here: str, there: str) -> str:
     return f"{what} is {here} there and {there} at the driver"
 
 
-def _meeting_flaws(meeting: Path, nonce: str, answer: str) -> list[str]:
-    sign = meeting / _NONCE
-    if not _appears(sign) or read_inside(sign) != nonce:
-        return [f"it sees another store than the driver at {meeting.parent.parent}"]
+def _meeting_flaws(meeting: Sidecar, nonce: str, answer: str) -> list[str]:
     try:
-        write_inside(meeting / answer, nonce)
+        if not _appears(meeting, _NONCE) or meeting.read(_NONCE) != nonce:
+            return [f"it sees another store than the driver at {meeting.store}"]
+    except UnreachableError as error:
+        return [one_line(f"it cannot read the store: {error}")]
+    try:
+        meeting.write(f"{_MEETING}/{answer}", nonce)
     except OSError as error:
-        return [f"it cannot write to the store at {meeting.parent.parent}: {error.strerror}"]
+        return [f"it cannot write to the store at {meeting.store}: {error.strerror}"]
+    except UnreachableError as error:
+        return [one_line(f"it cannot write to the store: {error}")]
     return []
 
 
-def _appears(path: Path) -> bool:
-    """Whether a file exists or appears soon: network file systems cache the contents of folders."""
+def _appears(meeting: Sidecar, name: str) -> bool:
+    """Whether a text exists or appears soon: network file systems cache the contents of folders."""
     until = time.monotonic() + _APPEARS_S
-    while not path.exists():
-        if time.monotonic() > until or not path.parent.parent.exists():
-            return False
-        time.sleep(0.1)
-    return True
+    while True:
+        try:
+            meeting.read(name)
+        except FileNotFoundError:
+            if time.monotonic() > until or not meeting.exists():
+                return False
+            time.sleep(0.1)
+        else:
+            return True
 
 
 def _provenance_flaws(job: Job, expected: str) -> list[str]:
@@ -261,50 +269,48 @@ def _picture_flaws(job: Job, pictures: Iterable[tuple[VideoRecord, str]]) -> lis
     return []
 
 
-# -- the meeting folder ----------------------------------------------------------------------------
+# -- the meeting place -----------------------------------------------------------------------------
 
-_NONCE = "nonce"
+_MEETING = "meeting"
+_NONCE = f"{_MEETING}/nonce"
 
 
 @dataclass
 class Meeting:
-    """A folder beside the store, in which driver and workers show that they see the same store.
+    """Texts beside the store, by which driver and workers show that they see the same store.
 
     Parameters
     ----------
-    folder : created at the start, removed at the end; None if workers need not see the store.
-    nonce : written to a file in it.
+    place : holds them until the end of the run; None if workers need not see the store.
+    nonce : the driver's text.
     """
 
-    folder: Path | None
+    place: Sidecar | None
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __enter__(self) -> Self:
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed
-            self.folder.mkdir(parents=True)
-            write_inside(self.folder / _NONCE, self.nonce)
+        if self.place is not None:
+            self.place.clear(_MEETING)  # of a run that was killed
+            self.place.write(_NONCE, self.nonce)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.place is not None:
+            with suppress(UnreachableError):
+                self.place.clear(_MEETING)
 
     def flaws(self, answer: str) -> list[str]:
         """Return what is wrong if a worker's answer does not arrive here.
 
-        It may see the folder of the store and yet write elsewhere, on a layer above it.
+        It may see the place and yet write elsewhere, on a layer above it.
 
         Parameters
         ----------
-        answer : name of the file that it has left.
+        answer : name of the text that it has left.
         """
-        if self.folder is None:
+        if self.place is None:
             return []
-        file = self.folder / answer
-        if _appears(file) and read_inside(file) == self.nonce:
+        name = f"{_MEETING}/{answer}"
+        if _appears(self.place, name) and self.place.read(name) == self.nonce:
             return []
-        return [
-            f"what it writes to the store at {self.folder.parent.parent} does not arrive at the "
-            "driver"
-        ]
+        return [f"what it writes to the store at {self.place.store} does not arrive at the driver"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from kpstore.backends.optional import Sidecar
 from kpstore.errors import ExtractorError, KpstoreError, one_line
 from kpstore.extractors.base import AnyExtractor, is_settling
 from kpstore.extractors.devices import cpu_name
@@ -33,7 +33,7 @@ class Job:
     device : ``"cpu"``, ``"cuda"`` for one GPU per worker, or a device by number.
     gpu : the only GPU that this process may use, as ``CUDA_VISIBLE_DEVICES`` calls it; ``""`` does
         not restrict it.
-    meeting : a folder beside the store, in which workers show that they see the same store as the
+    meeting : a place beside the store, at which workers show that they see the same store as the
         driver; None if only the driver writes.
     frame_timeout_s : how long one frame, or one batch, may take in a worker; 0 for any time.
     """
@@ -43,7 +43,7 @@ class Job:
     extractor: AnyExtractor
     device: str = "cpu"
     gpu: str = ""
-    meeting: Path | None = None
+    meeting: Sidecar | None = None
     frame_timeout_s: float = 0.0
 
 

@@ -9,12 +9,10 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from kpstore.backends.base import Backend
-from kpstore.backends.links import read_inside, refuse_links_beside, write_inside
-from kpstore.backends.locks import is_held
-from kpstore.errors import InvalidError, KpstoreError
+from kpstore.backends.optional import Sidecar
+from kpstore.errors import InvalidError, KpstoreError, UnreachableError
 from kpstore.schema.feature import State
 from kpstore.store.store import BaseStore
 from kpstore.store.video import Failure
@@ -135,26 +133,24 @@ class Progress:
 class ProgressFile:
     """Keeps a run's progress in a file beside the store, for other processes to read."""
 
-    def __init__(self, directory: Path | None) -> None:
-        self._path = None if directory is None else directory / PROGRESS_FILE
+    def __init__(self, sidecar: Sidecar | None) -> None:
+        self._sidecar = sidecar
         self._written = 0.0
         self._lock = threading.Lock()  # Dask reports frames in a thread of its own
 
     def write(self, progress: Progress, *, now: bool = False) -> None:
-        """Write at most once a second; by renaming, so that a reader never sees half of it."""
-        if self._path is None:
+        """Write at most once a second."""
+        if self._sidecar is None:
             return
         with self._lock:
             if not now and time.monotonic() - self._written < 1.0:
                 return
             self._written = time.monotonic()
             progress.updated = time.time()
-            aside = self._path.with_suffix(f".{os.getpid()}")
             try:
-                write_inside(aside, json.dumps(asdict(progress)))
-                aside.replace(self._path)
-            except OSError as error:  # a full disk, say, which fails the next commit too
-                _log.warning("%s: %s", self._path, error)
+                self._sidecar.write(PROGRESS_FILE, json.dumps(asdict(progress)))
+            except (OSError, UnreachableError) as error:  # which fail the next commit, too
+                _log.warning("%s: %s", self._sidecar.place(PROGRESS_FILE), error)
 
 
 def read_progress(backend: Backend) -> Progress | None:
@@ -162,20 +158,20 @@ def read_progress(backend: Backend) -> Progress | None:
 
     None if the store has had no run. ``running`` is False if no process holds the store any more.
     """
-    path = backend.sidecar_dir and backend.sidecar_dir / PROGRESS_FILE
-    if path is None:
+    sidecar = backend.sidecar
+    if sidecar is None:
         return None
-    refuse_links_beside(path.parent)
     try:
-        progress = Progress(**json.loads(read_inside(path)))
+        progress = Progress(**json.loads(sidecar.read(PROGRESS_FILE)))
         _check_types(progress)
     except FileNotFoundError:
         return None
     except KpstoreError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidError(f"{path} cannot be read ({error}); delete it") from None
-    progress.running = progress.running and is_held(path.with_name("writer.lock"))
+        place = sidecar.place(PROGRESS_FILE)
+        raise InvalidError(f"{place} cannot be read ({error}); delete it") from None
+    progress.running = progress.running and sidecar.is_reserved()
     return progress
 
 

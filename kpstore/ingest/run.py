@@ -155,7 +155,7 @@ class _Run:
             frames=plan.n_frames,
             died_at=sorted(plan.died_at),
         )
-        self._file = ProgressFile(backend.sidecar_dir)
+        self._file = ProgressFile(backend.sidecar)
         self._lock = threading.Lock()
         self._videos_failed = 0
         self._failures: list[Failure] = []
@@ -248,8 +248,7 @@ class _Run:
         options = self._options
         limit_s = min(options.frame_limit_s, MAX_LIMIT_S)
         made = make_executor(options, frame_timeout_s=limit_s)
-        sidecar = self._backend.sidecar_dir if self._backend.capabilities.parallel_writers else None
-        meeting = sidecar and sidecar / "meeting"
+        meeting = self._backend.sidecar if self._backend.capabilities.parallel_writers else None
         job = Job(
             self._progress.run_id,
             self._source,

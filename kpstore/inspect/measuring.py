@@ -100,7 +100,7 @@ def measure(
     report = on_rows or (lambda n_rows: None)
     cache = store.decoded_cache
     # A store in memory ends with its process, so that nothing could use the file.
-    if cache is None or store.backend.sidecar_dir is None:
+    if cache is None or store.backend.sidecar is None:
         return _measure(store, feature, workers, report)
     path = cache.statistics_path(store.snapshot, f"{feature}_{POLICY}")
     kept = _load(path, store, feature)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kpstore.backends.base import Commit
+from kpstore.backends.optional import KeepsCopies
 from kpstore.inspect.coverage import Coverage, coverage_by_split, total
 from kpstore.schema.feature import Provenance, State
 from kpstore.store.removed import Removals
@@ -27,7 +28,10 @@ class DiskUsage:
 
 
 def disk_usage(store: BaseStore) -> DiskUsage | None:
-    """Return the size of a store on disk; None if it is not on a local disk."""
+    """Return the size of a store on disk, or in object storage; None if it is in memory."""
+    if isinstance(store.backend, KeepsCopies):
+        sizes = list(store.backend.sizes())
+        return DiskUsage(sum(sizes), len(sizes))
     root = Path(store.location)
     if not root.exists():
         return None

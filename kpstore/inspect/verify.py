@@ -407,7 +407,7 @@ class _Check:
 
     def _checksums(self, names: Iterable[str]) -> None:
         """Check that the format's own arrays have the checksums that the format promises."""
-        if self._store.lacks or self._store.backend.sidecar_dir is None:
+        if self._store.lacks or self._store.backend.sidecar is None:
             return  # an older format, or a store in memory, which cannot be damaged
         for name in sorted(names):
             if self._reader.can_check(name) and self._session.checksums(name) is None:

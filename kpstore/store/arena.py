@@ -124,6 +124,16 @@ class ChunkArena:
                     out[here] = part
         return again
 
+    def ask(self, numbers: NDArray[np.int64]) -> None:
+        """Begin to bring chunks that will be read soon, of which nothing is here.
+
+        Parameters
+        ----------
+        numbers : of chunks, each once.
+        """
+        first = numbers * self._per_chunk
+        self._chunks.ask(numbers[self._slot_of[first] < 0])
+
     def _copy(
         self,
         memory: NDArray[Any],
@@ -226,10 +236,11 @@ class ChunkArena:
                         return again
                     self._wait()
             try:
-                for_parts(
-                    lambda parts, stop: self._decode(parts, claim, memory, stop),
-                    self._by_chunk(todo),
+                by_chunk = self._by_chunk(todo)
+                self._chunks.ask(
+                    np.array([next(iter(part)) for part in by_chunk]) // self._per_chunk
                 )
+                for_parts(lambda parts, stop: self._decode(parts, claim, memory, stop), by_chunk)
             finally:
                 with self._lock:
                     for slot in todo:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, Backend, ReadSession
+from kpstore.backends.optional import CopiesPlace, KeepsCopies
 from kpstore.errors import InvalidError, NotFoundError
 from kpstore.main_guard import require_main_guard
 from kpstore.schema import fields
@@ -198,6 +199,11 @@ class Version:
         """The arrays of this version, as the backend reads them."""
         if self._closed:
             raise InvalidError(f"{self.location} was closed; open it again")
+        if isinstance(self._backend, KeepsCopies):
+            cache = self.decoded_cache
+            self._backend.keep_copies(
+                None if cache is None else CopiesPlace(cache.folder, cache.limit_bytes)
+            )
         return self._backend.session(self.snapshot)
 
     @property

@@ -26,6 +26,7 @@ from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import checksum
 from kpstore.backends.chunks import Chunks
 from kpstore.backends.locks import is_held, waiting_lock
+from kpstore.backends.optional import COPIES, COPIES_OF
 from kpstore.errors import InvalidError
 from kpstore.visible import logger
 
@@ -45,7 +46,10 @@ _WRITE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One decoded array, or its statistics: version, size, and last use in seconds since 1970."""
+    """One decoded array, or its statistics: version, size, and last use in seconds since 1970.
+
+    Copies of a store's objects are one entry, of no version and named as the store's address.
+    """
 
     snapshot: str
     name: str
@@ -262,17 +266,30 @@ class DecodedCache:
                 found.append(
                     CacheEntry(path.parent.name, name, about.st_size, about.st_mtime, path)
                 )
-        return sorted(found, key=lambda entry: entry.used)
+        return sorted([*found, *self._copies()], key=lambda entry: entry.used)
 
-    def clear(self, snapshots: Collection[str] | None = None) -> int:
+    def _copies(self) -> Iterator[CacheEntry]:
+        """Yield copies of objects, those of each store together, under its address."""
+        for folder in (self.folder / COPIES).glob("*/"):
+            files = [path.stat() for path in folder.iterdir()]
+            with suppress(OSError, UnicodeError):
+                name = (folder / COPIES_OF).read_text(encoding="utf-8")
+                size, used = sum(f.st_size for f in files), max(f.st_mtime for f in files)
+                yield CacheEntry("", name, size, used, folder)
+
+    def clear(self, snapshots: Collection[str] | None = None, location: str = "") -> int:
         """Remove arrays and return their size; arrays in use stay readable.
 
         Parameters
         ----------
         snapshots : only arrays of these versions; all by default.
+        location : only copies of this store's objects, besides those.
         """
         entries = [
-            entry for entry in self.entries() if snapshots is None or entry.snapshot in snapshots
+            entry
+            for entry in self.entries()
+            if snapshots is None
+            or (entry.snapshot in snapshots if entry.snapshot else entry.name == location)
         ]
         for entry in entries:
             _remove(entry)
@@ -313,6 +330,7 @@ def _decode(
         buffer = np.empty((per_write, meta.chunk_rows, *meta.shape[1:]), dtype=meta.dtype)
         for first in range(0, n_chunks, per_write):
             stop = min(first + per_write, n_chunks)
+            chunks.ask(np.arange(first, min(stop + per_write, n_chunks)))
             for number in range(first, stop):
                 chunks.read_into(number, buffer[number - first])
                 if checksums is None:
@@ -353,6 +371,9 @@ def _make_aside(path: Path) -> tuple[int, str]:
 
 
 def _remove(entry: CacheEntry) -> None:
+    if not entry.snapshot:
+        shutil.rmtree(entry.path, ignore_errors=True)
+        return
     with suppress(OSError):
         entry.path.unlink()
     with suppress(OSError):

@@ -86,12 +86,18 @@ class CheckedMemory:
     check : when to look.
     look : called with a chunk's number before its rows are read; may map them, and raises
         :class:`CorruptError` if they are damaged.
+    ask : called before with the numbers of all those chunks.
     """
 
     def __init__(
-        self, values: NDArray[Any], meta: ArrayMeta, check: Check, look: Callable[[int], None]
+        self,
+        values: NDArray[Any],
+        meta: ArrayMeta,
+        check: Check,
+        look: Callable[[int], None],
+        ask: Callable[[NDArray[np.int64]], None] = lambda numbers: None,
     ) -> None:
-        self.values, self._meta, self._look = values, meta, look
+        self.values, self._meta, self._look, self._ask = values, meta, look, ask
         self._unchecked = UncheckedChunks(check, meta.n_chunks)
 
     def check_rows(self, rows: NDArray[np.int64]) -> None:
@@ -107,7 +113,13 @@ class CheckedMemory:
     def _check(self, numbers: NDArray[np.int64]) -> None:
         wanted = self._unchecked.to_check(numbers)
         if len(wanted):
+            self._ask(wanted)
             for_each(self._look_if_due, wanted.tolist())
+
+    def ask(self, numbers: NDArray[np.int64]) -> None:
+        """Begin to bring chunks that will be read soon, unless they are there."""
+        if not self._unchecked.done:
+            self._ask(self._unchecked.to_check(numbers))
 
     def _look_if_due(self, number: int) -> None:
         # Another thread may have checked it since: at first all threads want nearly all chunks.
@@ -136,11 +148,20 @@ class CheckedChunks:
         self.checksums = None if check == "never" else session.checksums(name)
         self._unchecked = UncheckedChunks("never" if self._trusted else check, self.meta.n_chunks)
         self.how, self.is_mapped = self._chunks.how, self._chunks.mapped is not None
+        self.are_far = self._chunks.are_far
+
+    def ask(self, numbers: NDArray[np.int64]) -> None:
+        """Begin to bring chunks; see :meth:`kpstore.backends.chunks.Chunks.ask`."""
+        self._chunks.ask(numbers)
 
     @property
     def mapped(self) -> NDArray[Any] | None:
         """The session's memory, not checked; None if it has none."""
         return self._chunks.mapped
+
+    def drop_copy(self, number: int) -> bool:
+        """Remove a damaged copy; see :meth:`kpstore.backends.chunks.Chunks.drop_copy`."""
+        return self._chunks.drop_copy(number)
 
     def strictly(self) -> CheckedChunks:
         """Return the same chunks, each checked whenever it is decoded, for copies of them."""
@@ -151,7 +172,8 @@ class CheckedChunks:
         if self.mapped is None or self._check == "always":
             return None
         there = isinstance(self._chunks, SessionChunks)
-        return CheckedMemory(self.mapped, self.meta, "never" if there else "first", self.bring)
+        check: Check = "never" if there else "first"
+        return CheckedMemory(self.mapped, self.meta, check, self.bring, self.ask)
 
     @property
     def strips(self) -> CheckedStrips | None:
@@ -176,32 +198,43 @@ class CheckedChunks:
 
     def read_into(self, number: int, out: NDArray[Any]) -> None:
         """Decode a chunk, and check it if it has to be."""
-        try:
-            if not self._unchecked.is_due(number):
-                self._chunks.read_into(number, out)
-                return
-            if self.checksums is None:
-                self._read_through_session(number, out)
-            else:
-                self._chunks.read_into(number, out)
-                start, stop = self.meta.rows_of(number)
-                self._compare(number, out[: stop - start])
-        except CorruptError as error:
-            raise self._named(number, error) from error
+        self._sound(number, lambda: self._read(number, out))
         self._unchecked.seen(number)
+
+    def _read(self, number: int, out: NDArray[Any]) -> None:
+        if not self._unchecked.is_due(number):
+            self._chunks.read_into(number, out)
+        elif self.checksums is None:
+            self._read_through_session(number, out)
+        else:
+            self._chunks.read_into(number, out)
+            start, stop = self.meta.rows_of(number)
+            self._compare(number, out[: stop - start])
 
     def bring(self, number: int) -> None:
         """Map a chunk, and check it if chunks are to be checked."""
         mapped = self.mapped
         assert mapped is not None
+        self._sound(number, lambda: self._bring(number, mapped))
+
+    def _bring(self, number: int, mapped: NDArray[Any]) -> None:
+        self._chunks.bring(number)
+        if self._trusted:
+            return
+        if self.checksums is None:
+            self._read_through_session(number)
+        else:
+            self._compare(number, mapped[slice(*self.meta.rows_of(number))])
+
+    def _sound(self, number: int, read: Callable[[], None]) -> None:
+        """Read a chunk, once more if a copy of it was damaged."""
         try:
-            self._chunks.bring(number)
-            if self._trusted:
-                return
-            if self.checksums is None:
-                self._read_through_session(number)
-            else:
-                self._compare(number, mapped[slice(*self.meta.rows_of(number))])
+            try:
+                read()
+            except CorruptError:
+                if not self.drop_copy(number):
+                    raise
+                read()
         except CorruptError as error:
             raise self._named(number, error) from error
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
+from kpstore.backends.object_address import is_address
 from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, CorruptError, InvalidError, KpstoreError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
@@ -400,5 +401,15 @@ def read_index(
 
 def _budget(location: str) -> MemoryBudget:
     """Return the memory that reading a store may take; what is in memory already is no risk."""
+    if is_address(location):
+        # Listing all objects takes long, and is only done for what needs much memory.
+        return MemoryBudget(location, lambda: _objects_bytes(location), fixed=True)
     there = Path(location).exists()
     return MemoryBudget.of(Path(location), None if there else sys.maxsize, fixed=True)
+
+
+def _objects_bytes(location: str) -> int:
+    from kpstore.backends.object_address import parse_address
+    from kpstore.backends.object_files import ObjectFiles
+
+    return sum(one.size for one in ObjectFiles(parse_address(location)).names())

@@ -23,7 +23,7 @@ from kpstore.backends.chunks import Strips
 from kpstore.backends.scratch import Scratch
 from kpstore.errors import CorruptError, InvalidError
 from kpstore.schema.fields import shown
-from kpstore.schema.index import all_within
+from kpstore.schema.index import all_within, distinct
 from kpstore.store.arena import ARENA_BYTES, ChunkArena
 from kpstore.store.buffers import Buffers
 from kpstore.store.cache import DecodedArray, DecodedCache
@@ -89,6 +89,7 @@ class _Array:
         elif arena.strips is not None:
             self._decode_strips(arena.strips, start, stop, out)
         else:
+            self._ask(start, stop)
             for number in self.meta.chunks_of(first, last):
                 self.chunks.read_into(number, out[number * rows - start :][:rows])
             ends = np.concatenate([np.arange(start, first), np.arange(last, stop)])
@@ -97,6 +98,10 @@ class _Array:
                 arena.gather(ends, found)
                 out[: first - start], out[last - start :] = np.split(found, [first - start])
 
+    def _ask(self, start: int, stop: int) -> None:
+        if self.chunks.are_far:
+            self.chunks.ask(np.array(self.meta.chunks_of(start, stop), dtype=np.int64))
+
     def _decode_strips(self, strips: Strips, start: int, stop: int, out: NDArray[Any]) -> None:
         """Decode rows with at least one whole strip.
 
@@ -104,6 +109,7 @@ class _Array:
         decoded before takes longer.
         """
         rows, chunk_rows = strips.rows, self.meta.chunk_rows
+        self._ask(start, stop)
         memory = np.frombuffer(_ends.bytes(2 * rows * self.meta.row_bytes), dtype=self.dtype)
         beside = memory.reshape(2, rows, *out.shape[1:])
         for number in self.meta.chunks_of(start, stop):
@@ -272,6 +278,26 @@ class RowReader:
             _log.warning("%r is read without a cache: %s", name, error)
             return
         array.memory = None if found is None else self._copied(array, found)
+
+    def are_far(self, name: str) -> bool:
+        """Whether chunks of an array come from object storage, so that :meth:`ask` helps."""
+        array = self._array(name)
+        return array.chunks.are_far and (array.memory is None or array.chunks.is_mapped)
+
+    def ask(self, name: str, rows: NDArray[np.int64]) -> None:
+        """Begin to bring rows that will be read soon, and return at once.
+
+        Parameters
+        ----------
+        rows : (rows,) int64, in any order.
+        """
+        array = self._array(name)
+        if self.are_far(name) and len(rows):
+            numbers = distinct(rows // array.meta.chunk_rows)
+            if array.memory is None:
+                array.arena.ask(numbers)
+            else:
+                array.memory.ask(numbers)
 
     def read(self, name: str, rows: NDArray[np.int64], out: Any = None) -> NDArray[Any]:
         """Return rows of an array in the order asked for, (len(rows), *row shape).

@@ -15,6 +15,7 @@ from pathlib import Path
 from kpstore.backends.asides import left_overs, of_other_machines
 from kpstore.backends.base import MAIN, Backend, Commit, ReadSession
 from kpstore.backends.garbage import Before, Collector, Retagger, kept_versions
+from kpstore.backends.optional import HasAside
 from kpstore.errors import ConflictError, NotFoundError, UnsupportedError
 from kpstore.schema.index import nearest
 from kpstore.store import format as fmt
@@ -358,6 +359,8 @@ def _derived(about: fmt.About, asked: Asked) -> tuple[str, ...]:
 
 def _remove_unfinished(backend: Backend) -> None:
     """Remove copies that were to become this store, of writers that were killed."""
+    if isinstance(backend, HasAside):
+        return  # nothing is beside it
     path = Path(backend.location).resolve()
     for left_over in left_overs(path, "building"):
         type(backend)(str(left_over)).remove()  # type: ignore[call-arg]

@@ -19,6 +19,8 @@ from kpstore.backends import places
 from kpstore.backends.asides import aside_of, left_overs
 from kpstore.backends.base import MAIN, Backend, Commit
 from kpstore.backends.garbage import WORKING, Garbage
+from kpstore.backends.object_address import without_scheme
+from kpstore.backends.optional import HasAside
 from kpstore.errors import (
     CorruptError,
     ExistsError,
@@ -63,7 +65,7 @@ def backend_for(location: str) -> Backend:
     UnsupportedError
         If no backend claims it.
     """
-    location = path_text(location)
+    location = without_scheme(path_text(location))
     for kind in (*plugins.of_others("kpstore.backends"), *places.OWN):
         try:
             is_its_own = kind.claims(location)
@@ -76,9 +78,7 @@ def backend_for(location: str) -> Backend:
         if is_its_own:
             backend: Backend = kind(location)
             return backend
-    raise UnsupportedError(
-        f"{location}: this kpstore reads local stores; object storage is not supported yet"
-    )
+    raise UnsupportedError(f"{location}: stores are on local disks or at s3://, gs:// or az://")
 
 
 def is_store(path: Path) -> bool:
@@ -117,19 +117,27 @@ def moved_into_place(place: Backend) -> Iterator[Backend]:
     if place.exists():
         raise ExistsError(f"{location} already exists; choose another place for the store")
     _keep_apart(location)
-    path = Path(location).resolve()
-    aside = backend_for(str(aside_of(path, "building")))
-    # A location that is not a path, or that belongs to another backend than a path beside it.
-    if "://" in location or type(aside) is not type(place):
-        aside = backend_for(f"{location}.building-{uuid.uuid4().hex[:8]}")
-    else:
-        for left_over in left_overs(path, "building"):
-            backend_for(str(left_over)).remove()
+    aside = _aside(place)
     try:
         yield aside
         aside.move(location)
     finally:
         aside.remove()
+
+
+def _aside(place: Backend) -> Backend:
+    """Return a temporary place from which a store moves to ``place`` in one step."""
+    if isinstance(place, HasAside):
+        return place.aside()
+    location = place.location
+    if "://" not in location:
+        path = Path(location).resolve()
+        aside = backend_for(str(aside_of(path, "building")))
+        if type(aside) is type(place):  # else another backend than a path beside it
+            for left_over in left_overs(path, "building"):
+                backend_for(str(left_over)).remove()
+            return aside
+    return backend_for(f"{location}.building-{uuid.uuid4().hex[:8]}")
 
 
 @contextmanager
@@ -236,12 +244,12 @@ class BaseStore(Version):
     @property
     def tags(self) -> dict[str, str]:
         """Tags and the snapshot ids that they name."""
-        return self._backend.tags()
+        return dict(self._backend.tags())
 
     @property
     def branches(self) -> dict[str, str]:
         """Branches and the ids of their newest versions."""
-        return self._backend.branches()
+        return dict(self._backend.branches())
 
     def at(self, version: At = None) -> Self:
         """Return another version of this store; the newest by default."""

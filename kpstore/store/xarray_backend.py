@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import xarray as xr
 
+from kpstore.backends.object_address import is_address
 from kpstore.backends.places import FILE_SUFFIXES
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.store.history import At
@@ -46,6 +47,8 @@ class KpstoreBackendEntrypoint(xr.backends.BackendEntrypoint):
             location = _location(filename_or_obj)
             # xarray asks about every file that it opens; the names of most show that they are not
             # stores, without importing a backend's library.
+            if is_address(location):
+                return location.partition("?")[0].endswith(".kps")
             is_file = os.path.isfile(location) and location.endswith(FILE_SUFFIXES)
             if not is_file and not os.path.isdir(location):
                 return False

@@ -30,6 +30,8 @@ Compute = Mapping[str, Any]
 """Keyword arguments of :meth:`kpstore.Store.computed`, such as ``root=`` and ``weights=``."""
 
 _OWN_KEYS = frozenset({"row", "valid", "video", "n_frames", "video_id"})
+_CHUNKS_AHEAD = 64
+"""Of object storage, so many chunks' worth of rows is asked for ahead."""
 _READ_AHEAD = 64
 """Samples that iterating over a view reads together."""
 
@@ -162,9 +164,35 @@ class View(_Samples, ABC):
 
     def plan_pool(self, n_bytes: int) -> Pool:
         """Return how to use memory for decoded chunks; see :func:`kpstore.views.pool.plan_pool`."""
-        metas = {name: self.store.reader.meta(name) for name in self.reads}
-        framewise = {name: meta for name, meta in metas.items() if meta.dims[0] == "frame"}
+        framewise = {name: self.store.reader.meta(name) for name in self._framewise()}
         return plan_pool(framewise, n_bytes, long_samples=not self.are_frames)
+
+    def rows_ahead(self) -> int:
+        """Return how many rows to ask for ahead; 0 where all chunks are on this machine."""
+        reader = self.store.reader
+        far = [reader.meta(name).chunk_rows for name in self._framewise() if reader.are_far(name)]
+        return _CHUNKS_AHEAD * max(far, default=0)
+
+    def ask(self, indices: NDArray[np.int64]) -> None:
+        """Begin to bring samples that will be read soon, and return at once."""
+        names, reader = self._framewise(), self.store.reader
+        rows = self.first_rows_of(indices)
+        if not self.are_frames:
+            # A row of each chunk that a sample reaches into.
+            step = min(reader.meta(name).chunk_rows for name in names)
+            last = rows + np.maximum(self.lengths[indices], 1) - 1
+            steps = np.arange(0, int((last - rows).max(initial=0)) + step, step)
+            rows = np.minimum(rows[:, None] + steps, last[:, None]).ravel()
+        for name in names:
+            reader.ask(name, rows)
+
+    def first_rows_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the first row of some samples, (len(indices),) int64."""
+        return self.first_rows[indices]
+
+    def _framewise(self) -> list[str]:
+        metas = {name: self.store.reader.meta(name) for name in self.reads}
+        return [name for name, meta in metas.items() if meta.dims[0] == "frame"]
 
     def cache(self) -> bool:
         """Decode arrays to the local cache that are not mapped; return whether all are now."""
@@ -245,6 +273,10 @@ class Subset(View):
     def are_frames(self) -> bool:
         """Whether each sample is a single frame."""
         return self.view.are_frames or super().are_frames
+
+    def ask(self, indices: NDArray[np.int64]) -> None:
+        """Begin to bring samples; see :meth:`View.ask`."""
+        self.view.ask(self.indices[indices])
 
 
 def picked(

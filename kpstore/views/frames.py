@@ -54,6 +54,10 @@ class RowView(View):
         """(samples,) int64: the row of each sample."""
         return self.rows
 
+    def first_rows_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of some samples."""
+        return self.row_runs[indices]
+
     @property
     def are_frames(self) -> bool:
         """True: each sample is a single frame."""

@@ -17,6 +17,7 @@ import numpy as np
 from kpstore.errors import InvalidError, KpstoreError
 from kpstore.main_guard import require_main_guard
 from kpstore.schema.fields import check_whole
+from kpstore.views.ahead import asked_ahead
 from kpstore.views.base import Batch, View, check_function
 from kpstore.views.batch_sampler import POOL_MIB, BatchSampler
 from kpstore.views.handed import bytes_of, check_ended, end_with_parent, handed
@@ -196,7 +197,7 @@ class Loader:
         elif n_threads:
             batches = self._from_threads(plan, n_threads)
         else:
-            batches = (self._read([part])[0] for part in plan)
+            batches = (self._read([part])[0] for part in asked_ahead(self.dataset.view, plan))
         for batch in batches:
             self.sampler.given()
             yield batch
@@ -206,8 +207,9 @@ class Loader:
     def _from_threads(self, plan: Batches, n_threads: int) -> Iterator[Any]:
         if not len(plan):
             return
+        parts = asked_ahead(self.dataset.view, plan)
         # The first batch alone shows how much memory batches take.
-        first = self._read([plan[0]])
+        first = self._read([next(parts)])
         runs = self._runs(plan, bytes_of(first[0]), n_threads)
         pool = ThreadPoolExecutor(n_threads, thread_name_prefix="kpstore-loader")
         coming: deque[tuple[int, Future[list[Any]]]] = deque()
@@ -215,16 +217,15 @@ class Loader:
         try:
             # Start reading before the first batch is yielded.
             for start, stop in runs:
-                coming.append(
-                    (stop - start, pool.submit(self._read, [plan[i] for i in range(start, stop)]))
-                )
+                run = list(islice(parts, stop - start))
+                coming.append((stop - start, pool.submit(self._read, run)))
                 n_ahead += stop - start
                 if first:
                     yield first.pop()
                 while n_ahead > self.prefetch or len(coming) > n_threads:
-                    n_batches, run = coming.popleft()
+                    n_batches, read = coming.popleft()
                     n_ahead -= n_batches
-                    yield from run.result()
+                    yield from read.result()
             yield from first
             while coming:
                 yield from coming.popleft()[1].result()
@@ -295,7 +296,7 @@ class Loader:
             view = self.dataset.view
             batch = self.dataset[plan[0 if view.are_frames else largest(plan, view.lengths)]]
             n_ahead = min(n_ahead, _AHEAD_BYTES // max(1, bytes_of(batch)))
-        parts = _Parts(plan)
+        parts = _Parts(plan, self.dataset.view)
         data_loader: DataLoader[Any] = DataLoader(
             Sent(self.dataset, self.workers),  # type: ignore[arg-type]
             sampler=parts,
@@ -412,11 +413,11 @@ def loader(
 class _Parts:
     """Passes the batches of a plan to PyTorch's DataLoader; each epoch sets another plan."""
 
-    def __init__(self, plan: Batches) -> None:
-        self.plan = plan
+    def __init__(self, plan: Batches, view: View) -> None:
+        self.plan, self._view = plan, view
 
     def __iter__(self) -> Iterator[Ints]:
-        return iter(self.plan)
+        return asked_ahead(self._view, self.plan)
 
     def __len__(self) -> int:
         return len(self.plan)

@@ -19,7 +19,7 @@ import kpstore
 from kpstore.backends import icechunk_manifests, mapping
 from kpstore.backends.base import ArrayMeta, Codec
 from kpstore.backends.icechunk import IcechunkBackend
-from kpstore.backends.icechunk_chunks import LocalChunks
+from kpstore.backends.icechunk_files import LocalChunks
 from kpstore.backends.session_chunks import SessionChunks
 from kpstore.errors import CorruptError, ExistsError, InvalidError, NotFoundError
 from kpstore.store.reader import RowReader

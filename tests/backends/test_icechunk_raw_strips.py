@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk import IcechunkBackend
-from kpstore.backends.icechunk_chunks import LocalChunks
+from kpstore.backends.icechunk_files import LocalChunks
 from kpstore.backends.icechunk_strips import RawStrips, rows_per_read
 from kpstore.errors import CorruptError
 from kpstore.store.reader import RowReader

@@ -24,7 +24,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from kpstore.backends import open_files
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.icechunk import IcechunkBackend
-from kpstore.backends.icechunk_chunks import LocalChunks
+from kpstore.backends.icechunk_files import LocalChunks
 from kpstore.backends.icechunk_manifests import ChunkPlace, RowPlaces
 from kpstore.backends.icechunk_strips import BloscStrips, rows_in_strips, rows_per_strip
 from kpstore.errors import CorruptError

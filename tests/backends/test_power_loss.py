@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kpstore
-from kpstore.backends import hdf5_file, icechunk_changes
+from kpstore.backends import hdf5_file, icechunk_directory
 from kpstore.backends import icechunk as icechunk_module
 from kpstore.inspect.verify import verify, verify_all
 from tests.fakes import record
@@ -40,7 +40,7 @@ def test_when_a_branch_is_moved_all_that_it_leads_to_is_on_the_disk(
         synced.append(tmp_path / f"synced-{len(synced)}.kps")
         shutil.copytree(path, synced[-1])
 
-    monkeypatch.setattr(icechunk_changes, "sync_disk", sync)
+    monkeypatch.setattr(icechunk_directory, "sync_disk", sync)
     write(store)
     before, after = synced
     assert kpstore.open(before).snapshot == store.snapshot
@@ -61,7 +61,7 @@ def test_a_disk_that_cannot_be_synced_leaves_the_version_before(
         raise OSError(5, "Input/output error", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(icechunk_changes, "sync_disk", fail)
+        patched.setattr(icechunk_directory, "sync_disk", fail)
         with pytest.raises(OSError, match="Input/output error"):
             write(store)
     assert kpstore.open(tmp_path / "s.kps").snapshot == store.snapshot

@@ -199,9 +199,9 @@ def test_what_is_set_twice_is_no_internal_error(
 
 @pytest.mark.parametrize("command", [["info"], ["ingest", "phoenix", "."]])
 def test_stores_elsewhere_are_refused_by_name(kpstore_: Kpstore, command: list[str]) -> None:
-    result = kpstore_(*command, "s3://bucket/a.kps")
+    result = kpstore_(*command, "ftp://server/a.kps")
     assert result.code == 2
-    assert "s3://bucket/a.kps" in result.lines[-1]
+    assert "ftp://server/a.kps" in result.lines[-1]
 
 
 def test_a_place_where_nothing_can_be_made_is_one_line(

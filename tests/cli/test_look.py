@@ -87,7 +87,7 @@ def test_progress_after_a_run(kpstore_: Kpstore, ingested: Path) -> None:
 
 def test_progress_of_a_run_and_of_one_that_was_killed(kpstore_: Kpstore, ingested: Path) -> None:
     backend = kpstore.open(ingested).backend
-    ProgressFile(backend.sidecar_dir).write(
+    ProgressFile(backend.sidecar).write(
         Progress("run", "points", frames=100, frames_done=10), now=True
     )
     with backend.exclusive("a test"):

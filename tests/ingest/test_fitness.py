@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from kpstore.backends.optional import Sidecar
+from kpstore.backends.sidecar import FolderSidecar
 from kpstore.errors import UnsupportedError
 from kpstore.ingest import fitness, on_worker, own_code
 from kpstore.ingest.fitness import Meeting, Question, flaws, question
@@ -19,25 +21,25 @@ from tests.fakes import FakeExtractor, FakeSource, record
 SOURCE = FakeSource({"a": 2, "b": 3})
 
 
-def asked(folder: Path | None = None, extractor: Any = None, **changes: Any) -> Question:
+def asked(place: Sidecar | None = None, extractor: Any = None, **changes: Any) -> Question:
     """What this process asks of one like it."""
     records = [record("a", 2), record("b", 3)]
     pictures = tuple((video, look(SOURCE, video, whole=False).pixels) for video in records)
-    job = Job("run", SOURCE, extractor or FakeExtractor(), meeting=folder)
+    job = Job("run", SOURCE, extractor or FakeExtractor(), meeting=place)
     return replace(question(job, nonce="nonce", pictures=pictures), **changes)
 
 
 def test_a_worker_like_the_driver_is_fit_and_leaves_its_sign(tmp_path: Path) -> None:
-    with Meeting(tmp_path / "kpstore" / "meeting", nonce="nonce") as meeting:
-        assert flaws(asked(meeting.folder), "worker-1") == []
+    with Meeting(FolderSidecar(tmp_path / "kpstore"), nonce="nonce") as meeting:
+        assert flaws(asked(meeting.place), "worker-1") == []
         assert meeting.flaws("worker-1") == []
         assert "does not arrive" in meeting.flaws("worker-2")[0]
     assert not (tmp_path / "kpstore" / "meeting").exists()
 
 
 def test_another_store_is_noticed(tmp_path: Path) -> None:
-    with Meeting(tmp_path / "s.kps" / "kpstore" / "meeting", nonce="of another") as meeting:
-        assert flaws(asked(meeting.folder), "w") == [
+    with Meeting(FolderSidecar(tmp_path / "s.kps" / "kpstore"), nonce="of another") as meeting:
+        assert flaws(asked(meeting.place), "w") == [
             f"it sees another store than the driver at {tmp_path / 's.kps'}"
         ]
 

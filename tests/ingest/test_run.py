@@ -608,8 +608,8 @@ def test_progress_is_readable_and_not_running_after_the_end(tmp_path: Path) -> N
 
 def test_progress_that_cannot_be_read_does_not_stop_the_next_run(tmp_path: Path) -> None:
     store = kpstore.create(tmp_path / "s.kps")
-    assert store.backend.sidecar_dir is not None
-    (store.backend.sidecar_dir / PROGRESS_FILE).write_text("[")
+    assert store.backend.sidecar is not None
+    store.backend.sidecar.write(PROGRESS_FILE, "[")
     ingest(tmp_path / "s.kps", source=FakeSource(FEW))
     progress = read_progress(store.backend)
     assert progress is not None

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kpstore.backends.chunks import NearChunks
 from kpstore.store import arena as module
 from kpstore.store.arena import ChunkArena
 
 N_ROWS, CHUNK = 256, 4
 
 
-class Numbered:
+class Numbered(NearChunks):
     """Chunks of their own numbers."""
 
     mapped = strips = None

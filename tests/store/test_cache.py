@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta
+from kpstore.backends.chunks import NearChunks
 from kpstore.backends.locks import is_held, waiting_lock
 from kpstore.errors import InvalidError
 from kpstore.store.cache import DecodedCache, default_folder
@@ -27,7 +28,7 @@ VALUES = np.arange(400, dtype=np.float32).reshape(100, 4)
 N_BYTES = 1600
 
 
-class FakeChunks:
+class FakeChunks(NearChunks):
     """Chunks of ``VALUES`` that note in a file that they were asked for."""
 
     mapped = None

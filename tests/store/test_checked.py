@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta
 from kpstore.backends.checksums import checksum
+from kpstore.backends.chunks import NearChunks
 from kpstore.errors import CorruptError, UnsupportedError
 from kpstore.store.cache import DecodedCache
 from kpstore.store.checked import Check
@@ -74,7 +75,7 @@ class StoredSession:
         self.files[a], self.files[b] = self.files[b].copy(), self.files[a].copy()
 
 
-class StoredChunks:
+class StoredChunks(NearChunks):
     how = "from their files"
     strips = None
 

@@ -15,7 +15,7 @@ import icechunk
 import pytest
 
 import kpstore
-from kpstore.backends import icechunk_directory, locks
+from kpstore.backends import icechunk_home, locks
 from kpstore.backends.icechunk_errors import translation
 from kpstore.cli.main import run
 from kpstore.errors import ConflictError, CorruptError, InvalidError, UnsupportedError
@@ -98,12 +98,12 @@ def test_a_clock_behind_the_newest_version_is_said_before_work_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = fill(kpstore.create(tmp_path / "s.kps"))
-    monkeypatch.setattr(icechunk_directory, "datetime", _Clock)
+    monkeypatch.setattr(icechunk_home, "datetime", _Clock)
     monkeypatch.setattr(_Clock, "late", timedelta(minutes=5))
     with pytest.raises(UnsupportedError, match=r"clock says .*, but the newest .*NTP"):
         kpstore.open(store.location, mode="a").transaction("t").session.names()
     slept: list[float] = []
-    monkeypatch.setattr(icechunk_directory, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(icechunk_home, "time", SimpleNamespace(sleep=slept.append))
     monkeypatch.setattr(_Clock, "late", timedelta(seconds=3))
     with kpstore.open(store.location, mode="a").transaction("t") as tx:
         tx.set_splits({"a": "dev"})

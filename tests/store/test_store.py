@@ -20,7 +20,6 @@ from kpstore.errors import (
     InvalidError,
     NotFoundError,
     ReadOnlyError,
-    UnsupportedError,
 )
 from kpstore.schema.feature import FeatureSpec, State
 from tests.fakes import record
@@ -200,11 +199,6 @@ def test_a_newer_format_says_what_to_do(memory_store: kpstore.Store) -> None:
         InvalidError, match="has format version 99, this kpstore reads 1 and 2; open it"
     ):
         kpstore.open(memory_store.location)
-
-
-def test_object_storage_is_refused_in_words() -> None:
-    with pytest.raises(UnsupportedError, match="object storage is not supported yet"):
-        kpstore.open("s3://bucket/store")
 
 
 class CountingBackend(MemoryBackend):

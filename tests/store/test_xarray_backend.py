@@ -272,8 +272,9 @@ def test_it_knows_stores_from_everything_else(filled: kpstore.Store, tmp_path: P
     session.commit("a group of somebody else's")
     for name in ("foreign.h5", "text.h5", "other", "group", "nothing.kps", "nothing.h5", "."):
         assert not guess(tmp_path / name), name
-    for other in ("https://example.org/a.h5", "s3://bucket/a.kps", b"bytes", 3, ""):
+    for other in ("https://example.org/a.h5", "s3://bucket/a.zarr", b"bytes", 3, ""):
         assert not guess(other), other
+    assert guess("s3://bucket/a.kps")  # by its name alone
     assert not (tmp_path / "nothing.kps").exists()
 
 
