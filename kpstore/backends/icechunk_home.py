@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import icechunk
 
@@ -27,11 +27,26 @@ if TYPE_CHECKING:
 # made, because its input was refused.
 icechunk.set_logs_filter("off")
 
-# Reading manifests ahead would take eight milliseconds at each opening, and kpstore finds chunks
-# without that (local_chunks).
-CONFIG = icechunk.RepositoryConfig(
-    manifest=icechunk.ManifestConfig(preload=icechunk.ManifestPreloadConfig(max_total_refs=0))
-)
+_MANIFEST_CHUNKS = 8_192
+"""A commit writes the whole manifest of each chunk that it writes: 19 bytes for each of these."""
+
+
+def repository_config(manifest_chunks: int = _MANIFEST_CHUNKS) -> icechunk.RepositoryConfig:
+    """Return how Icechunk is to keep manifests, of so many chunks of an array each."""
+    along_rows: dict[Any, int] = {icechunk.ManifestSplitDimCondition.Axis(0): manifest_chunks}
+    return icechunk.RepositoryConfig(
+        manifest=icechunk.ManifestConfig(
+            # Reading them ahead would take eight milliseconds at each opening, and kpstore finds
+            # chunks without that (local_chunks).
+            preload=icechunk.ManifestPreloadConfig(max_total_refs=0),
+            splitting=icechunk.ManifestSplittingConfig.from_dict(
+                {icechunk.ManifestSplitCondition.AnyArray(): along_rows}
+            ),
+        )
+    )
+
+
+CONFIG = repository_config()
 
 _WAIT_S = 5.0
 _N_VERSIONS = 4

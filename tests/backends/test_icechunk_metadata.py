@@ -18,10 +18,11 @@ import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer import default_buffer_prototype
 
-from kpstore.backends import icechunk_manifests
+from kpstore.backends import icechunk_directory, icechunk_manifests
 from kpstore.backends.base import MAIN, ArrayMeta
 from kpstore.backends.checksums import TABLE
 from kpstore.backends.icechunk import IcechunkBackend
+from kpstore.backends.icechunk_home import repository_config
 from kpstore.backends.icechunk_manifests import locate_chunks, nodes_of
 from kpstore.backends.session_chunks import SessionChunks
 
@@ -32,9 +33,15 @@ def numbers(seed: int, n_rows: int = ROWS) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random((n_rows, 300), dtype=np.float32)
 
 
-@pytest.fixture
-def backend(tmp_path: Path) -> IcechunkBackend:
-    """A store of several commits on two branches: written, unwritten, grown, deleted arrays."""
+@pytest.fixture(params=[8192, 2])
+def backend(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> IcechunkBackend:
+    """A store of several commits on two branches: written, unwritten, grown, deleted arrays.
+
+    With all chunks of an array in one manifest, and with two in each.
+    """
+    monkeypatch.setattr(icechunk_directory, "CONFIG", repository_config(request.param))
     backend = IcechunkBackend(str(tmp_path / "store"))
     backend.create({}, "created")
     first = backend.begin()
@@ -85,6 +92,33 @@ def chunks_of(
         return found
 
     return asyncio.run(read())
+
+
+def test_a_commit_writes_the_manifests_of_its_own_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(icechunk_directory, "CONFIG", repository_config(2))
+    backend = IcechunkBackend(str(tmp_path / "long"))
+    backend.create({}, "created")
+    changes = backend.begin()
+    changes.create("a", ArrayMeta((ROWS, 300), "float32", SIZE, ("frame", "x")))
+    changes.write("a", 0, numbers(0))
+    changes.commit("written")
+    before = _manifests_of(backend, "a")
+    changes = backend.begin()
+    changes.resize("a", ROWS + SIZE)
+    changes.write("a", ROWS, numbers(1, SIZE))
+    changes.commit("grown")
+    after = _manifests_of(backend, "a")
+    assert (len(before), len(after), len(after - before)) == (3, 3, 1)
+    rows = backend.session(backend.branches()[MAIN]).read("a", 0, ROWS + SIZE)
+    np.testing.assert_array_equal(rows, np.concatenate([numbers(0), numbers(1, SIZE)]))
+
+
+def _manifests_of(backend: IcechunkBackend, name: str) -> set[str]:
+    nodes = nodes_of(repository(backend), backend.branches()[MAIN])
+    assert nodes is not None
+    return {manifest["id"] for manifest in nodes[name]["manifest_refs"]}
 
 
 def test_arrays_and_chunks_are_those_of_icechunks_own_reader(backend: IcechunkBackend) -> None:
