@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "ingest_scale": ("", "--scale 0.01"),
     "joining": ("", "--runs 1 --seconds 1"),
     "loaders": ("", "--frames 2000 --runs 1"),
+    "objects": ("", "--frames 12000 --runs 1"),
     "old_training": ("--runs 3", "--frames 400 --image-size 32 --steps 4"),
     "read": ("", "--scale 0.01 --runs 1 --seconds 0.1"),
     "readers": ("", "--scale 0.01 --runs 1 --batches 4"),

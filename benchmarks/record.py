@@ -36,6 +36,7 @@ PACKAGES = (
     "torch",
     "tensordict",
     "tensorstore",
+    "obstore",
     "pylance",
     "mosaicml-streaming",
     "litdata",
