@@ -183,7 +183,15 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     if not holder.get("machine") or holder["machine"] != _machine():
         return False
     pid, started = holder.get("pid"), holder.get("started")
-    return isinstance(pid, int) and _started(pid) != started
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # another user's, of which the system may say nothing
+    return _started(pid) not in ("", started)  # its number may be another one's by now
 
 
 @cache
