@@ -94,6 +94,21 @@ class UnreachableError(KpstoreError):
     """
 
 
+class despite_damage:
+    """Go on behind a block after an error of kpstore, unless storage does not answer."""
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        """Return whether the error is one to ignore."""
+        return (
+            kind is not None
+            and issubclass(kind, KpstoreError)
+            and not issubclass(kind, UnreachableError)
+        )
+
+
 class MissingExtraError(KpstoreError, ImportError):
     """An optional dependency that is not installed.
 

@@ -32,8 +32,10 @@ from kpstore.backends.icechunk_errors import (
     UNREADABLE,
     first_line,
     guard_fork,
+    is_of_storage,
     translated,
     translation,
+    unreachable,
 )
 from kpstore.backends.icechunk_fork import IcechunkFork, merged_sums
 from kpstore.backends.icechunk_home import IcechunkHome
@@ -42,7 +44,7 @@ from kpstore.backends.icechunk_pending import GATHERED_BYTES, PendingChunks
 from kpstore.backends.icechunk_sessions import IcechunkSession
 from kpstore.backends.locks import SharedLock
 from kpstore.backends.session_chunks import SessionChunks
-from kpstore.errors import CorruptError
+from kpstore.errors import CorruptError, UnreachableError
 from kpstore.schema.fields import storable_json
 
 
@@ -304,6 +306,8 @@ class IcechunkWriteSession(IcechunkSession):
         try:
             self._home.move_branch(self._branch, before, version)
         except icechunk.IcechunkError as error:  # other software, which does not use the lock
+            if is_of_storage(error):
+                raise unreachable(self._location, error, f"{message!r} may be committed") from None
             reason = f" ({first_line(error)})"
             raise refusals.changed_meanwhile(self._location, message, reason) from None
 
@@ -312,7 +316,7 @@ class IcechunkWriteSession(IcechunkSession):
             self._session.rebase(icechunk.ConflictDetector())
         except ERRORS as error:
             told = translation(error, self._location, f"{message!r} was not committed")
-            if isinstance(told, OSError):
+            if isinstance(told, OSError | UnreachableError):
                 raise told from error
             # Icechunk does not find this session's version in a branch that was rolled back.
             reason = f" ({first_line(error)})"
@@ -328,7 +332,7 @@ class IcechunkWriteSession(IcechunkSession):
         except UNREADABLE as error:
             if isinstance(error, ERRORS):
                 told = translation(error, self._location, "nothing was committed")
-                if isinstance(told, OSError):
+                if isinstance(told, OSError | UnreachableError):
                     raise told from error
             raise CorruptError(
                 f"the checksums in {self._location} cannot be read, so nothing was committed: "

@@ -105,15 +105,21 @@ def translation(error: Exception, location: str, doing: str = "") -> Exception:
 
 
 _DENIED = re.compile(
-    r"status(?: code)?:? 40[13]|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|credential"
+    r"status(?: code)?:? 40[13]|StatusCode\(40[13]\)|necessary privileges|AccessDenied|"
+    r"InvalidAccessKeyId|SignatureDoesNotMatch|credential"
 )
-_STORAGE = ("dispatch failure", "service error", "timeout error", "response error")
+_STORAGE = (
+    *("dispatch failure", "service error", "timeout error", "response error"),
+    *("Generic S3", "Generic GCS", "Generic MicrosoftAzure", "necessary privileges"),
+)
 """What Icechunk says of object storage that did not answer as it should."""
+_CONTEXT = re.compile(r"\|? ?\|? context:.*?(?=\|-> |`-> |$)")
+"""Where in its own code Icechunk was."""
 
 
 def unreachable(location: str, error: Exception, doing: str = "") -> UnreachableError:
     """Return the error for storage that did not answer, or that denied access, in one line."""
-    text = " ".join(str(error).split())
+    text = _CONTEXT.sub("", " ".join(str(error).split()).removeprefix("x "))
     told = f"{location}: {doing}: " if doing else f"{location}: "
     if "NoSuchBucket" in text or "bucket does not exist" in text:
         return UnreachableError(f"{told}there is no such bucket; create it first")

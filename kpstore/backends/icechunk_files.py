@@ -23,7 +23,7 @@ from kpstore.backends.icechunk_strips import (
 )
 from kpstore.backends.mapping import FilePiece, map_chunks
 from kpstore.backends.open_files import are_too_many
-from kpstore.errors import CorruptError
+from kpstore.errors import CorruptError, KpstoreError
 
 
 class LocalChunks:
@@ -85,7 +85,7 @@ class LocalChunks:
         numbers = numbers[~self._asked[numbers]]
         self._asked[numbers] = True
         for number in numbers.tolist():
-            with suppress(ValueError):  # a damaged place, which reading it says
+            with suppress(ValueError, OSError, KpstoreError):  # which reading it says
                 place = self._places[number]
                 if place is not None and place.inline is None:
                     reader.ask(str(place.file), place.length)

@@ -9,8 +9,8 @@ checksums. A new store shows when it is complete: until then an object says that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,12 +24,13 @@ from kpstore.backends.garbage import WORKING, Before, Change, Garbage
 from kpstore.backends.icechunk_errors import first_line, guard_fork, translated, translation
 from kpstore.backends.icechunk_home import CONFIG
 from kpstore.backends.icechunk_manifests import Nodes
-from kpstore.backends.icechunk_names import Kind, decode, encode, file_of, is_version
+from kpstore.backends.icechunk_names import encode, file_of, is_version
 from kpstore.backends.icechunk_versions import IcechunkVersions, first_version
 from kpstore.backends.object_address import parse_address
 from kpstore.backends.object_clients import icechunk_storage
 from kpstore.backends.object_files import ObjectFiles
 from kpstore.backends.object_lease import FREE, Held, Lease
+from kpstore.backends.object_names import ObjectNames
 from kpstore.backends.object_reading import Copies, ObjectReader
 from kpstore.backends.object_sidecar import MAIN_FILE, OWN, WRITER, ObjectSidecar
 from kpstore.backends.optional import CopiesPlace
@@ -37,7 +38,7 @@ from kpstore.errors import (
     DAMAGE,
     CorruptError,
     ExistsError,
-    InvalidError,
+    KpstoreError,
     NotFoundError,
     UnreachableError,
     UnsupportedError,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from kpstore.backends.base import Backend
     from kpstore.backends.icechunk_ends import LastChunk
 
+_FOLDERS = ("refs", "snapshots", "transactions", "manifests", "chunks", "overwritten")
+"""What the names of a repository's objects begin with."""
 _BUILDING, _COMMIT = f"{OWN}building", f"{OWN}commit"
 
 
@@ -65,8 +68,9 @@ class IcechunkObjects(IcechunkVersions):
         address = parse_address(location)
         super().__init__(str(address))
         self.files = ObjectFiles(address)
-        self._building, self._shows = building, False
-        self._made = ExitStack()
+        self._building = building
+        self._making: Held | None = None
+        """Reserves the place of a store that was made and does not show yet."""
         self._reserved: Held | None = None
         self._copies: CopiesPlace | None = None
 
@@ -90,18 +94,38 @@ class IcechunkObjects(IcechunkVersions):
     def create(self, attrs: Mapping[str, object], message: str) -> str:
         """Create an empty store."""
         guard_fork()
-        left_over = self._is_unfinished()
-        with ExitStack() as made:
-            # While somebody else makes a store here, this says who.
-            made.enter_context(Lease(self.files, _BUILDING).held("creating the store", wait=False))
+        self._keep_apart()
+        # While somebody else makes a store here, this says who.
+        making = Lease(self.files, _BUILDING).take("creating the store", wait=False)
+        try:
+            if making.after:  # a process that was killed had begun one, and it never showed
+                self._clear(making)
             if any(not one.name.startswith(OWN) for one in self.files.names()):
-                if not left_over:  # of a process that was killed
-                    raise self._taken()
-                self._clear()
-            snapshot = self._first_version(attrs, message)
-            if self._building:
-                self._made = made.pop_all()
+                raise self._taken()
+            try:
+                snapshot = self._first_version(attrs, message)
+            except BaseException:
+                with suppress(KpstoreError):
+                    self._clear(making)
+                raise
+        except BaseException:
+            making.release()
+            raise
+        if self._building:
+            self._making = making
+        else:
+            making.give_back()  # now it shows
         return snapshot
+
+    def _keep_apart(self) -> None:
+        """Raise :class:`ExistsError` if a new store would lie in another one."""
+        parts = self.files.address.prefix.split("/")
+        for n_parts in range(1, len(parts)):
+            outer = self.files.address._replace(prefix="/".join(parts[:n_parts]))
+            if ObjectFiles(outer).about(MAIN_FILE) is not None:
+                raise ExistsError(
+                    f"{self.location} lies in the store {outer}; choose another place"
+                )
 
     def _first_version(self, attrs: Mapping[str, object], message: str) -> str:
         """Make a repository on the local disk and upload it, what makes it a store last.
@@ -126,8 +150,14 @@ class IcechunkObjects(IcechunkVersions):
             f"{self.location} already exists and is not empty; choose another place for the store"
         )
 
-    def _clear(self) -> None:
-        self.files.delete(one.name for one in self.files.names() if one.name != _BUILDING)
+    def _clear(self, making: Held) -> None:
+        """Delete what a process had made here that holds, or held, the place alone.
+
+        Only what repositories consist of: all else is somebody's.
+        """
+        making.check()
+        for folder in _FOLDERS:
+            self.files.delete([one.name for one in self.files.names(folder)])
 
     def aside(self) -> IcechunkObjects:
         """Return a backend of the same place, whose store shows when it is moved here."""
@@ -137,8 +167,10 @@ class IcechunkObjects(IcechunkVersions):
         """Let a store show that was built at this place, or copy all objects to another one."""
         target = IcechunkObjects(location)
         if target.files.address == self.files.address:
-            self._made.close()
-            self._building, self._shows = False, True
+            making, self._making = self._making, None
+            if making is None:
+                raise NotFoundError(f"nothing was built at {self.location}")
+            making.give_back()
         else:
             self._copy_to(target)
             self.remove()
@@ -157,16 +189,19 @@ class IcechunkObjects(IcechunkVersions):
                     target.files.write(one.name, self.files.read(one.name))
 
     def remove(self) -> None:
-        """Remove the store, if it exists, and give back what :meth:`create` has reserved."""
-        if self._shows:  # it is not this temporary place's any more
-            return
+        """Remove the store, if it exists; of a temporary place, what was built there."""
         if self._building:
-            self._clear()
-            self._made.close()
+            making, self._making = self._making, None
+            if making is not None:
+                try:
+                    self._clear(making)
+                finally:
+                    making.release()
         elif self.files.about(MAIN_FILE) is not None:
             # First what makes it a store, so that nobody opens half of it.
             self.files.delete([MAIN_FILE])
-            self.files.delete([one.name for one in self.files.names()])
+            for folder in (*_FOLDERS, OWN.rstrip("/")):
+                self.files.delete([one.name for one in self.files.names(folder)])
         self.close()
 
     def close(self) -> None:
@@ -227,6 +262,9 @@ class IcechunkObjects(IcechunkVersions):
     def _check_snapshot(self, snapshot: str) -> None:
         """Do nothing: storage keeps checksums of its objects."""
 
+    def _check_answers(self, snapshot: str) -> None:
+        self.files.about(f"snapshots/{snapshot}")
+
     def _hold(self) -> None:
         """Hold nothing: young objects are never removed."""
 
@@ -245,8 +283,9 @@ class IcechunkObjects(IcechunkVersions):
     def commit_lock(self) -> Iterator[None]:
         """Exclude other commits of kpstore, which would have to be repeated."""
         with Lease(self.files, _COMMIT).held("a commit", wait=True):
-            if self._reserved is not None:
-                self._reserved.check()
+            for held in (self._reserved, self._making):
+                if held is not None:
+                    held.check()
             yield
 
     @contextmanager
@@ -280,12 +319,12 @@ class IcechunkObjects(IcechunkVersions):
     def branches(self) -> Mapping[str, str]:
         """Return branches and the ids of their newest versions, each looked up when asked for."""
         repo = self._repo()
-        return _Names(self.location, "branch", repo.list_branches, repo.lookup_branch)
+        return ObjectNames(self.location, "branch", repo.list_branches, repo.lookup_branch)
 
     def tags(self) -> Mapping[str, str]:
         """Return tags and the ids of their versions, each looked up when it is asked for."""
         repo = self._repo()
-        return _Names(self.location, "tag", repo.list_tags, repo.lookup_tag)
+        return ObjectNames(self.location, "tag", repo.list_tags, repo.lookup_tag)
 
     def create_branch(self, name: str, snapshot: str) -> None:
         """Create a branch at a version."""
@@ -383,38 +422,3 @@ class IcechunkObjects(IcechunkVersions):
     def sizes(self) -> Iterator[int]:
         """Yield the size of each object of the store, in bytes."""
         return (one.size for one in self.files.names())
-
-
-class _Names(Mapping[str, str]):
-    """Tags or branches; to find one takes no list of all."""
-
-    def __init__(
-        self,
-        location: str,
-        kind: Kind,
-        names: Callable[[], set[str]],
-        look_up: Callable[[str], str],
-    ) -> None:
-        self._location, self._kind, self._list, self._look_up = location, kind, names, look_up
-
-    def __getitem__(self, name: str) -> str:
-        try:
-            return str(self._look_up(encode(self._kind, name)))
-        except icechunk.IcechunkError as error:
-            told = translation(error, self._location)
-            if isinstance(told, UnreachableError):
-                raise told from error
-            raise KeyError(name) from None
-
-    def __contains__(self, name: object) -> bool:
-        try:
-            return isinstance(name, str) and bool(self[name])
-        except (KeyError, InvalidError):
-            return False
-
-    def __iter__(self) -> Iterator[str]:
-        with translated(self._location):
-            return iter(sorted(map(decode, self._list())))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

@@ -35,6 +35,10 @@ class IcechunkVersions(IcechunkHome):
         """Raise :class:`CorruptError` if a version's description is not what was written."""
 
     @abstractmethod
+    def _check_answers(self, snapshot: str) -> None:
+        """Raise :class:`UnreachableError` if the storage of versions does not answer."""
+
+    @abstractmethod
     def _hold(self) -> SharedLock | None:
         """Keep garbage collection away from a session that begins."""
 
@@ -53,6 +57,7 @@ class IcechunkVersions(IcechunkHome):
         except icechunk.IcechunkError as error:
             if is_of_storage(error):
                 raise unreachable(self.location, error) from None
+            self._check_answers(snapshot)  # else Icechunk finds nothing
             raise NotFoundError(
                 f"version {snapshot!r} of {self.location} not found ({first_line(error)})"
             ) from None

@@ -26,6 +26,7 @@ _OF_A_PATH = re.compile(r"(s3|gs|az|file):/(?!/)", re.IGNORECASE)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
 _PART = re.compile(r"[\w.@=+,-]+")
 """Part of a prefix between two slashes. Of other characters, libraries make different keys."""
+_ENDPOINT = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/[\w./-]*)?")
 _YES = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -98,8 +99,8 @@ def parse_address(location: str) -> ObjectAddress:
     try:
         parts = urlsplit(location)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise InvalidError(f"{location}: not an address: {error}") from None
+    except ValueError:
+        raise InvalidError(f"{_bare(location)}: what follows ? is not name=value") from None
     scheme = parts.scheme.lower()
     if "@" in parts.netloc:
         # Not repeated, as logs keep it.
@@ -109,18 +110,22 @@ def parse_address(location: str) -> ObjectAddress:
         )
     segments = [part for part in parts.path.split("/") if part]
     if not _BUCKET.fullmatch(parts.netloc) or parts.fragment:
-        raise InvalidError(f"{location}: use {scheme}://bucket/prefix, for example {_like(scheme)}")
+        raise InvalidError(
+            f"{_bare(location)}: use {scheme}://bucket/prefix, for example {_like(scheme)}"
+        )
     if not segments:
-        raise InvalidError(f"{location}: name a place in the bucket, for example {_like(scheme)}")
+        raise InvalidError(
+            f"{_bare(location)}: name a place in the bucket, for example {_like(scheme)}"
+        )
     odd = [part for part in segments if not _PART.fullmatch(part) or set(part) == {"."}]
     if odd:
         raise InvalidError(
-            f"{location}: {odd[0]!r} cannot be a part of a store's address; use letters, digits "
-            "and -._@=+,"
+            f"{_bare(location)}: {odd[0]!r} cannot be a part of a store's address; use letters, "
+            "digits and -._@=+,"
         )
     if segments[-1].endswith((".h5", ".hdf5")):
         raise UnsupportedError(
-            f"{location}: HDF5 files are stored on local disks only; choose a name without "
+            f"{_bare(location)}: HDF5 files are stored on local disks only; choose a name without "
             f"{segments[-1][segments[-1].rindex('.') :]} for a store in object storage"
         )
     return ObjectAddress(
@@ -132,18 +137,26 @@ def _checked(
     location: str, scheme: str, query: list[tuple[str, str]]
 ) -> tuple[tuple[str, str], ...]:
     known = _OPTIONS[scheme]
+    bare = _bare(location)
     for name, value in query:
         if name not in known:
-            bare = location.partition("?")[0]  # the value may be a secret
             raise InvalidError(
-                f"{bare}?{name}=…: an address of {scheme}:// may say {', '.join(known)}; "
+                f"{bare}: an address of {scheme}:// may say {', '.join(known)}; "
                 "credentials come from the environment or a profile"
             )
         if name == "anonymous" and value.lower() not in _YES:
-            raise InvalidError(f"{location}: anonymous is true or false, not {value!r}")
-        if name == "endpoint" and not value.startswith(("http://", "https://")):
-            raise InvalidError(f"{location}: an endpoint begins with http:// or https://")
+            raise InvalidError(f"{bare}: anonymous= is true or false")
+        if name == "endpoint" and not _ENDPOINT.fullmatch(value):
+            raise InvalidError(
+                f"{bare}: an endpoint is http:// or https://, a host and perhaps a port; "
+                "credentials come from the environment or a profile"
+            )
     return tuple(sorted(dict(query).items()))
+
+
+def _bare(location: str) -> str:
+    """Return an address without what may be a secret."""
+    return re.split(r"[?#]", location, maxsplit=1)[0]
 
 
 def _like(scheme: str) -> str:

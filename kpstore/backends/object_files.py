@@ -101,8 +101,11 @@ class ObjectFiles:
         """Write an object, or replace it."""
         import obstore
 
-        with self._told(f"{name} was not written"):
-            obstore.put(self._client, name, content)
+        try:
+            with self._told(f"{name} was not written"):
+                obstore.put(self._client, name, content)
+        except FileNotFoundError as error:  # a bucket that is not there
+            raise unreachable(str(self.address), error, f"{name} was not written") from None
 
     def write_new(self, name: str, content: bytes) -> str | None:
         """Write an object and return its tag; None, if one of that name is there."""
@@ -119,14 +122,18 @@ class ObjectFiles:
         try:
             with self._told(f"{name} was not written"):
                 return str(obstore.put(self._client, name, content, mode=mode)["e_tag"])
-        except (AlreadyExistsError, PreconditionError, FileNotFoundError):
+        except (AlreadyExistsError, PreconditionError):
+            return None
+        except FileNotFoundError as error:
+            if mode == "create":  # only a bucket that is not there
+                raise unreachable(str(self.address), error, f"{name} was not written") from None
             return None
 
     def names(self, folder: str = "") -> Iterator[Stored]:
         """Yield all objects whose names begin with ``folder`` and a slash; all, without one."""
         import obstore
 
-        with self._told(f"{folder or 'its objects'} was not listed"):
+        with self._told("its objects were not listed"):
             for some in obstore.list(self._client, folder or None):
                 for one in some:
                     yield _stored(one)

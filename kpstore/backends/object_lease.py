@@ -23,7 +23,7 @@ from typing import Any
 
 from kpstore.backends import refusals
 from kpstore.backends.object_files import ObjectFiles, Stored
-from kpstore.errors import DAMAGE, BusyError, KpstoreError
+from kpstore.errors import DAMAGE, BusyError, KpstoreError, UnreachableError
 from kpstore.visible import logger
 
 _log = logger(__name__)
@@ -51,30 +51,36 @@ class Lease:
 
     @contextmanager
     def held(self, purpose: str, *, wait: bool) -> Iterator[Held]:
-        """Hold it, and renew it in a thread of its own.
+        """Hold it while the block runs; see :meth:`take`."""
+        mine = self.take(purpose, wait=wait)
+        try:
+            yield mine
+        finally:
+            mine.release()
+
+    def take(self, purpose: str, *, wait: bool) -> Held:
+        """Take it, and renew it in a thread of its own until it is given back.
 
         Parameters
         ----------
         wait : for whoever holds it now; otherwise a :class:`BusyError` names them.
         """
         mine = Held(self._files, self.name, purpose)
-        while not mine.take():
+        while not mine.begin():
             found = self._holder()
             if found is None:
-                continue  # its store was removed just now
+                time.sleep(_LOOK_AGAIN_S)  # its store was removed just now
+                continue
             holder, stored = found
             if _is_gone(holder) or self._age(stored) > STALE_S:
-                if mine.take_over(stored):
+                if mine.take_over(holder, stored):
                     break
                 continue
             if not wait:
                 raise refusals.held(str(self._files.address), _told(holder))
             time.sleep(_LOOK_AGAIN_S)
         mine.keep()
-        try:
-            yield mine
-        finally:
-            mine.release()
+        return mine
 
     def is_held(self) -> bool:
         """Return whether somebody holds it who may still run."""
@@ -86,20 +92,25 @@ class Lease:
             content, stored = self._files.read_tagged(self.name)
         except FileNotFoundError:
             return None
-        try:
-            return dict(json.loads(content)), stored
-        except DAMAGE:
-            return {}, stored
+        return _parsed(content), stored
 
     def _age(self, stored: Stored) -> float:
         """Return for how long it was not renewed, in seconds, by the storage's own clock."""
-        self._files.write(_CLOCK, b"")
+        try:
+            self._files.write(_CLOCK, b"")
+        except UnreachableError:  # no right to write: whoever only reads takes nothing over
+            return 0.0
         now = self._files.about(_CLOCK)
         return 0.0 if now is None else (now.time - stored.time).total_seconds()
 
 
 class Held:
-    """A reservation that this process has, or is about to take."""
+    """A reservation that this process has, or is about to take.
+
+    Attributes
+    ----------
+    after : what the holder had written from whom it was taken over; empty if it was free.
+    """
 
     def __init__(self, files: ObjectFiles, name: str, purpose: str) -> None:
         self._files, self._name = files, name
@@ -112,68 +123,101 @@ class Held:
             "started": _started(os.getpid()),
             "holder": uuid.uuid4().hex,
         }
+        self.after: dict[str, Any] = {}
         self._tag: str | None = None
         self._n_renewed = 0
+        self._lock = threading.Lock()
         self._end = threading.Event()
-        self._thread: threading.Thread | None = None
 
     @property
     def is_lost(self) -> bool:
-        """Whether another process has taken it over, as this one had not renewed it."""
+        """Whether another process was seen to have it."""
         return self._tag is None
 
     def _encoded(self) -> bytes:
         # Another content each time, so that the tag changes.
+        self._n_renewed += 1
         return json.dumps({**self._content, "renewed": self._n_renewed}).encode()
 
-    def take(self) -> bool:
-        """Take it if nobody has it."""
-        self._tag = self._files.write_new(self._name, self._encoded())
+    def _own_tag(self) -> str | None:
+        """Return the tag of the object if it is this holder's: an answer may have been lost."""
+        try:
+            content, stored = self._files.read_tagged(self._name)
+        except FileNotFoundError:
+            return None
+        return stored.tag if _parsed(content).get("holder") == self._content["holder"] else None
+
+    def begin(self) -> bool:
+        """Take it if nobody ever had it."""
+        self._tag = self._files.write_new(self._name, self._encoded()) or self._own_tag()
         return self._tag is not None
 
-    def take_over(self, stored: Stored) -> bool:
+    def take_over(self, holder: dict[str, Any], stored: Stored) -> bool:
         """Take it from a holder that has ended; False if another process was first."""
-        self._tag = self._files.replace(self._name, self._encoded(), stored.tag)
+        found = self._files.replace(self._name, self._encoded(), stored.tag)
+        self._tag, self.after = found or self._own_tag(), holder
         return self._tag is not None
 
     def keep(self) -> None:
         """Begin to renew it."""
-        self._thread = threading.Thread(target=self._renew, name="kpstore-lease", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._renew_often, name="kpstore-lease", daemon=True).start()
 
-    def _renew(self) -> None:
+    def _renew_often(self) -> None:
         while not self._end.wait(RENEW_S):
-            self._n_renewed += 1
             try:
-                tag = self._files.replace(self._name, self._encoded(), self._tag or "")
+                self._renew()
             except KpstoreError as error:
                 _log.warning("the reservation was not renewed: %s", error)
-                continue
-            self._tag = tag
-            if tag is None:
+            if self.is_lost:
                 return
 
+    def _renew(self) -> None:
+        with self._lock:
+            if self._tag is not None:
+                found = self._files.replace(self._name, self._encoded(), self._tag)
+                self._tag = found or self._own_tag()
+
     def check(self) -> None:
-        """Raise :class:`BusyError` if another process has taken it over."""
+        """Renew it now; :class:`BusyError` if another process has taken it over."""
+        self._renew()
         if self.is_lost:
-            raise BusyError(
-                f"{self._files.address} was reserved by this process, which did not renew that for "
-                f"{STALE_S:.0f} s (it was stopped, or the storage did not answer), so that another "
-                "one may have taken it; nothing was committed, repeat it"
-            )
+            raise self._lost()
+
+    def _lost(self) -> BusyError:
+        return BusyError(
+            f"{self._files.address} was reserved by this process, which did not renew that for "
+            f"{STALE_S:.0f} s (it was stopped, or the storage did not answer), so that another one "
+            "has taken it; nothing more was written, repeat it"
+        )
+
+    def give_back(self) -> None:
+        """Give it back; :class:`BusyError` if another process has taken it over."""
+        self._end.set()
+        with self._lock:
+            tag, self._tag = self._tag, None
+            # Emptied, not deleted: deletes have no conditions, and it may be another one's by now.
+            if tag is None or (
+                self._files.replace(self._name, FREE, tag) is None
+                and self._files.read(self._name) != FREE
+            ):
+                raise self._lost()
 
     def release(self) -> None:
         """Give it back, unless another process has it."""
-        self._end.set()
-        if self._thread is not None:
-            self._thread.join()
-        if self._tag is None:
+        if self.is_lost:
+            self._end.set()
             return
         try:
-            # Emptied, not deleted: deletes have no conditions, and it may be another one's by now.
-            self._files.replace(self._name, FREE, self._tag)
-        except KpstoreError as error:
+            self.give_back()
+        except (KpstoreError, FileNotFoundError) as error:
             _log.warning("the reservation stays until it is taken over: %s", error)
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(content))
+    except DAMAGE:
+        return {}
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:

@@ -11,20 +11,28 @@ import hashlib
 import os
 import tempfile
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from kpstore.backends.locks import waiting_lock
 from kpstore.backends.object_files import ObjectFiles
 from kpstore.backends.optional import COPIES, COPIES_OF, CopiesPlace
 from kpstore.errors import UnreachableError
 
+T = TypeVar("T")
+
 N_REQUESTS = 32
 """Most requests of a store at once. They wait for the storage, and not for a core."""
 _AHEAD_BYTES = 256 * 2**20
 """Most memory of objects that were asked for ahead and that nobody has read yet."""
+_LOOKED_AT_S = 3600.0
+"""A copy that is used is marked as such at most so often."""
 _LOOK_EVERY = 64
 """Number of new copies after which the size of all is looked up."""
 
@@ -53,8 +61,12 @@ class Copies:
     def bring(self, name: str) -> Path:
         """Fetch an object unless there is a copy; other processes wait and find it."""
         path = self.path(name)
-        if path.exists():
+        try:
+            if time.time() - path.stat().st_mtime > _LOOKED_AT_S:
+                os.utime(path)  # those that nobody uses make room first
             return path
+        except OSError:
+            pass
         try:
             self._make_folder()
             # One of a thousand locks, as names are random: two objects rarely share one.
@@ -132,10 +144,13 @@ class ObjectReader:
 
     def __init__(self, files: ObjectFiles, copies: Copies | None = None) -> None:
         self._files, self.copies = files, copies
-        self._coming: dict[str, Future[memoryview | None]] = {}
+        self._coming: dict[str, tuple[Future[memoryview | None], int]] = {}
+        """What was asked for and not read yet, in that order, with its size."""
         self._n_bytes = 0
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._mapped_bytes = 0
+        # Entered again where an object has come before its future can be told to say so.
+        self._lock = threading.RLock()
+        self._threads = _Threads(N_REQUESTS)
         self._process = os.getpid()
 
     def __truediv__(self, name: str) -> ObjectPath:
@@ -152,8 +167,14 @@ class ObjectReader:
         return True
 
     def has_room(self, n_bytes: int) -> bool:
-        """Whether copies of so many bytes can stay on the disk; see :meth:`Copies.has_room`."""
-        return self.copies is not None and self.copies.has_room(n_bytes)
+        """Whether copies of so many bytes can stay on the disk, besides those of earlier calls.
+
+        See :meth:`Copies.has_room`.
+        """
+        if self.copies is None or not self.copies.has_room(self._mapped_bytes + n_bytes):
+            return False
+        self._mapped_bytes += n_bytes
+        return True
 
     def ask(self, name: str, size: int) -> None:
         """Begin to fetch an object of ``size`` bytes that will be read, and return at once.
@@ -164,17 +185,29 @@ class ObjectReader:
             return
         with self._lock:
             self._check_process()
-            if name in self._coming or self._n_bytes + size > _AHEAD_BYTES:
-                return
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(N_REQUESTS, thread_name_prefix="kpstore-fetch")
-            self._n_bytes += size
-            future = self._coming[name] = self._pool.submit(self._fetch, name)
-        if self.copies is not None:
-            future.add_done_callback(partial(self._arrived, name, size))
+            if name not in self._coming and self._make_room(size):
+                self._submit(name, size)
 
-    def _arrived(self, name: str, size: int, _: Future[memoryview | None]) -> None:
-        self._taken(name, size)
+    def _submit(self, name: str, size: int) -> Future[memoryview | None]:
+        self._n_bytes += size
+        future = self._threads.submit(lambda: self._fetch(name))
+        self._coming[name] = future, size
+        if self.copies is not None:
+            future.add_done_callback(partial(self._arrived, name))
+        return future
+
+    def _make_room(self, size: int) -> bool:
+        """Forget what came first, and whoever asked for it has never read."""
+        while self._coming and self._n_bytes + size > _AHEAD_BYTES:
+            name, (future, old) = next(iter(self._coming.items()))
+            if not future.done():
+                return False
+            del self._coming[name]
+            self._n_bytes -= old
+        return True
+
+    def _arrived(self, name: str, _: Future[memoryview | None]) -> None:
+        self._taken(name)
 
     def _fetch(self, name: str) -> memoryview | None:
         if self.copies is None:
@@ -182,18 +215,17 @@ class ObjectReader:
         self.copies.bring(name)
         return None
 
-    def _taken(self, name: str, size: int) -> Future[memoryview | None] | None:
+    def _taken(self, name: str) -> Future[memoryview | None] | None:
         with self._lock:
             self._check_process()
-            future = self._coming.pop(name, None)
-            if future is not None:
-                self._n_bytes -= size
+            future, size = self._coming.pop(name, (None, 0))
+            self._n_bytes -= size
             return future
 
     def _check_process(self) -> None:
         """Forget what a process that forked this one has asked for."""
         if self._process != os.getpid():
-            self._coming, self._n_bytes, self._pool = {}, 0, None
+            self._coming, self._n_bytes, self._threads = {}, 0, _Threads(N_REQUESTS)
             self._process = os.getpid()
 
     def read(self, name: str, offset: int, length: int) -> bytes | memoryview:
@@ -202,26 +234,64 @@ class ObjectReader:
             with open(self.path(name), "rb", buffering=0) as file:
                 file.seek(offset)
                 return file.read(length)
-        future = self._taken(name, offset + length)
-        if future is None:
-            return self._files.fetch(name, offset, length)
-        return (future.result() or memoryview(b""))[offset : offset + length]
+        future = self._taken(name)
+        if future is not None:
+            return (future.result() or memoryview(b""))[offset : offset + length]
+        # In a thread, as a request cannot be interrupted and waiting for a thread can.
+        return self._threads.submit(lambda: self._files.fetch(name, offset, length)).result()
 
     def whole(self, name: str) -> bytes:
         """Return an object."""
         if self.copies is not None:
             return Path(self.path(name)).read_bytes()
-        future = self._taken(name, 0)
-        return self._files.read(name) if future is None else bytes(future.result() or b"")
+        future = self._taken(name) or self._threads.submit(lambda: self._files.fetch(name))
+        return bytes(future.result() or b"")
 
     def path(self, name: str) -> str:
         """Return the path of an object's copy, which is made now if it is not there."""
         assert self.copies is not None
-        with self._lock:
-            future = self._coming.get(name)
-        if future is not None:
+        path = self.copies.path(name)
+        if not path.exists():
+            with self._lock:
+                self._check_process()
+                future = self._coming[name][0] if name in self._coming else self._submit(name, 0)
             future.result()
-        return str(self.copies.bring(name))
+        return str(path)
+
+
+class _Threads:
+    """Threads that fetch; unlike those of Python's own pool, none is waited for at exit.
+
+    Storage that does not answer would otherwise keep a process that has ended.
+
+    Parameters
+    ----------
+    most : number of threads, which start as there is work.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._n_started = most, 0
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    def submit(self, do: Callable[[], T]) -> Future[T]:
+        """Return what ``do`` will return."""
+        future: Future[T] = Future()
+        self._work.put((future, do))
+        if self._n_started < self._most:
+            self._n_started += 1
+            name = f"kpstore-fetch-{self._n_started}"
+            threading.Thread(target=_serve, args=[self._work], name=name, daemon=True).start()
+        return future
+
+
+def _serve(work: SimpleQueue[tuple[Future[Any], Callable[[], Any]]]) -> None:
+    while True:
+        future, do = work.get()
+        try:
+            future.set_result(do())
+        except BaseException as error:
+            future.set_exception(error)
+        del future, do
 
 
 class ObjectPath:

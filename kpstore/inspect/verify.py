@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import ArrayMeta, Backend
-from kpstore.errors import CorruptError, InvalidError, KpstoreError, one_line
+from kpstore.errors import CorruptError, InvalidError, KpstoreError, UnreachableError, one_line
 from kpstore.inspect import rules
 from kpstore.schema.failures import Failures
 from kpstore.schema.feature import FeatureSpec, State, part_names
@@ -89,6 +89,8 @@ def _noted(found: Verification, where: str, *versions: str) -> Iterator[None]:
     """Note an error as a problem instead of raising it."""
     try:
         yield
+    except UnreachableError:
+        raise
     except KpstoreError as error:
         what = one_line(str(error))
         found.problems.append(Problem("", what, first=where, versions=list(versions)))

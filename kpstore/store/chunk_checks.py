@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kpstore.backends.base import ReadSession
 from kpstore.backends.checksums import UNWRITTEN, text_digest
-from kpstore.errors import CorruptError, KpstoreError
+from kpstore.errors import CorruptError, KpstoreError, UnreachableError
 from kpstore.schema.feature import State
 from kpstore.schema.index import VideoIndex
 from kpstore.store.damage import Damage, named, reason_of
@@ -390,6 +390,8 @@ class ChunkReader:
         chunk = span.start // meta.chunk_rows
         try:
             place = self.session.place(name, chunk)
+        except UnreachableError:
+            raise
         except KpstoreError:  # the record of where chunks are stored may be damaged as well
             place = self.session.snapshot
         # A checksum counts rows beyond the array's end as fill, so it stays the same when the array
@@ -423,6 +425,8 @@ class ChunkReader:
         """Return the index of the version; None if it is not known, or damaged itself."""
         try:
             return None if self.read_index is None else self.read_index()
+        except UnreachableError:
+            raise
         except KpstoreError:  # its damage is noted when its arrays are read
             self.read_index = None  # not again for each damaged chunk
             return None

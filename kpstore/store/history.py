@@ -16,6 +16,7 @@ from kpstore.errors import (
     InvalidError,
     KpstoreError,
     NotFoundError,
+    UnreachableError,
     UnsupportedError,
 )
 from kpstore.schema.fields import check_whole, is_storable, shown
@@ -251,6 +252,8 @@ def known_versions(
     for kind, list_names in (("branch", backend.branches), ("tag", backend.tags)):
         try:
             names = list_names()
+        except UnreachableError:
+            raise
         except KpstoreError as error:
             on_error(f"each {kind}", error, "")
             continue
@@ -259,6 +262,8 @@ def known_versions(
         for name in sorted(names, key=lambda name: name != MAIN):
             try:
                 tips[f"{kind} {name!r}"] = (name, names[name])
+            except UnreachableError:
+                raise
             except KpstoreError as error:
                 on_error(f"{kind} {name!r}", error, "")
     named = {tip: name for name, tip in tips.values() if name != MAIN}
@@ -268,6 +273,8 @@ def known_versions(
         try:
             for commit in backend.history(tip):
                 found.setdefault(commit.id, named.get(commit.id, commit.id))
+        except UnreachableError:
+            raise
         except KpstoreError as error:
             on_error(where, error, tip)
     return found

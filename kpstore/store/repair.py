@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
@@ -18,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kpstore.backends.base import Backend, Commit
-from kpstore.errors import CorruptError, KpstoreError, NotFoundError, one_line
+from kpstore.errors import (
+    CorruptError,
+    KpstoreError,
+    NotFoundError,
+    UnreachableError,
+    despite_damage,
+    one_line,
+)
 from kpstore.extractors.registry import recorded
 from kpstore.schema.feature import FeatureSpec, State
 from kpstore.schema.index import VideoIndex
@@ -132,6 +138,8 @@ def _unopened(backend: Backend, reason: str) -> CorruptError:
         try:
             older = BaseStore(backend, snapshot, cache="off")
             older.features, older.index  # noqa: B018
+        except UnreachableError:
+            raise
         except KpstoreError:
             continue
         return CorruptError(
@@ -167,7 +175,7 @@ class _Repair:
         """Find damage, decide, and commit."""
         store, reader = self._store, self._reader
         reader.read_index, index = lambda: store.index, None
-        with suppress(KpstoreError):
+        with despite_damage():
             index = store.index
         self._find_damage()
         done = Repair(
@@ -233,10 +241,10 @@ class _Repair:
     def _older_with(self, name: str) -> tuple[str, int] | None:
         """Return the newest older version that holds all of an array, and its number of rows."""
         older: list[Commit] = []
-        with suppress(KpstoreError):
+        with despite_damage():
             older = list(self._backend.history(self._store.snapshot))[1:]
         for commit in older:
-            with suppress(KpstoreError):
+            with despite_damage():
                 found = Verification(self._store.location, commit.id)
                 reader = ChunkReader(self._backend.session(commit.id), found, lambda n: None)
                 whole = reader.whole(name)

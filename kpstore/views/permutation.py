@@ -52,6 +52,7 @@ class Permutation:
 
     def at(self, first: int, stop: int) -> Ints:
         """Return the numbers at places ``first`` to ``stop - 1``, int64."""
+        assert 0 <= first <= stop <= self.length  # others lead out of the range for ever
         found = self._shuffled(np.arange(first, stop, dtype=np.uint64))
         while len(outside := np.flatnonzero(found >= np.uint64(self.length))):
             found[outside] = self._shuffled(found[outside])

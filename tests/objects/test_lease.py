@@ -89,7 +89,7 @@ def test_it_is_renewed_and_its_loss_is_noticed(
         held.check()
         files.write("kpstore/writer", json.dumps({"machine": "elsewhere"}).encode())
         _until(lambda: held.is_lost)
-        with pytest.raises(BusyError, match="nothing was committed, repeat it"):
+        with pytest.raises(BusyError, match="nothing more was written, repeat it"):
             held.check()
     assert holder(files) == {"machine": "elsewhere"}  # what is another one's stays
 

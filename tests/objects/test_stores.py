@@ -19,6 +19,8 @@ import kpstore
 from kpstore.backends import icechunk_object_garbage
 from kpstore.backends.base import Codec
 from kpstore.backends.icechunk_objects import IcechunkObjects
+from kpstore.backends.object_files import ObjectFiles
+from kpstore.backends.object_lease import _machine
 from kpstore.errors import (
     BusyError,
     CorruptError,
@@ -218,30 +220,106 @@ def test_a_store_shows_when_it_is_complete(bucket: Bucket, tmp_path: Path) -> No
     same(kpstore.open(tmp_path / "back.h5"), source)
 
 
+def killed(place: IcechunkObjects) -> None:
+    """Let it look as if the process had ended that makes a store at a place."""
+    assert place._making is not None
+    place._making._end.set()
+    dead = {"machine": _machine(), "pid": 2**22, "purpose": "creating the store"}
+    place.files.write("kpstore/building", json.dumps(dead).encode())
+
+
 def test_what_a_killed_process_left_unfinished_is_made_again(bucket: Bucket) -> None:
     place = IcechunkObjects(bucket.address(), building=True)
     place.create({}, "unfinished")
-    dead = {"machine": "", "pid": 1, "purpose": "creating the store"}
     assert not IcechunkObjects(bucket.address()).exists()
     with pytest.raises(BusyError, match="creating the store"):
         kpstore.create(bucket.address())
-    place._made.pop_all()  # as if the process had ended
-    place.files.write("kpstore/building", json.dumps({**dead, "machine": _this_machine()}).encode())
+    killed(place)
+    with pytest.raises(NotFoundError, match="being made, or that was stopped"):
+        kpstore.open(bucket.address())
     assert far_store(bucket).name == "phoenix.kps"
 
 
-def _this_machine() -> str:
-    from kpstore.backends.object_lease import _machine
+def test_whoever_was_stopped_for_too_long_touches_nothing_of_the_next(bucket: Bucket) -> None:
+    slow = IcechunkObjects(bucket.address(), building=True)
+    slow.create({}, "slow")
+    changes = slow.begin()
+    changes.set_attrs({"by": "slow"})
+    killed(slow)
+    store = far_store(bucket, done=ALL)
+    with pytest.raises(BusyError, match="another one has taken it"):
+        changes.commit("too late")
+    with pytest.raises(BusyError, match="another one has taken it"):
+        slow.move(bucket.address())
+    slow.remove()
+    assert kpstore.open(bucket.address()).snapshot == store.snapshot
+    assert not verify_all(bucket.address()).problems
 
-    return _machine()
+
+def test_a_request_whose_answer_was_lost_is_known_as_ones_own(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_new, replaced = ObjectFiles.write_new, ObjectFiles.replace
+
+    def new(files: ObjectFiles, name: str, content: bytes) -> str | None:
+        found = write_new(files, name, content)
+        return None if name.startswith("kpstore/") else found
+
+    def replace_(files: ObjectFiles, name: str, content: bytes, tag: str) -> str | None:
+        replaced(files, name, content, tag)
+        return None
+
+    monkeypatch.setattr(ObjectFiles, "write_new", new)
+    monkeypatch.setattr(ObjectFiles, "replace", replace_)
+    assert far_store(bucket).at().name == "phoenix.kps"
 
 
-def test_other_objects_at_the_place_are_left_alone(bucket: Bucket) -> None:
-    backend = IcechunkObjects(bucket.address())
-    backend.files.write("notes.txt", b"mine")
-    with pytest.raises(ExistsError, match="already exists and is not empty"):
-        kpstore.create(bucket.address())
-    assert backend.files.read("notes.txt") == b"mine"
+def test_other_objects_at_the_place_are_left_alone(bucket: Bucket, tmp_path: Path) -> None:
+    near = fill(kpstore.create(tmp_path / "disk.kps"))
+    files = IcechunkObjects(bucket.address()).files
+    files.write("notes.txt", b"mine")
+    for make in (kpstore.create, lambda place: convert(near.location, place)):
+        with pytest.raises(ExistsError, match="already exists and is not empty"):
+            make(bucket.address())
+    assert files.read("notes.txt") == b"mine"
+
+
+def test_who_comes_second_leaves_what_the_first_has_made(bucket: Bucket) -> None:
+    first = IcechunkObjects(bucket.address(), building=True)
+    first.create({}, "first")
+    second = IcechunkObjects(bucket.address(), building=True)
+    with pytest.raises(BusyError, match="creating the store"):
+        second.create({}, "second")
+    second.remove()
+    first.move(bucket.address())
+    with pytest.raises(ExistsError, match="already exists"):
+        second.create({}, "second")
+    second.remove()
+    assert IcechunkObjects(bucket.address()).exists()
+
+
+def test_a_store_lies_in_no_other(bucket: Bucket) -> None:
+    kpstore.create(bucket.address("outer.kps"))
+    with pytest.raises(ExistsError, match=r"lies in the store s3://.*outer\.kps"):
+        kpstore.create(bucket.address("outer.kps/deeper/inner.kps"))
+
+
+def test_a_missing_bucket_is_named_and_not_waited_for(bucket: Bucket) -> None:
+    place = bucket.address().replace(bucket.name, "kpstore-none")
+    with pytest.raises(UnreachableError, match="there is no such bucket; create it first"):
+        kpstore.create(place)
+
+
+def test_a_name_that_goes_while_names_are_listed_is_left_out(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = far_store(bucket)
+    store.branch("try")
+    names = store.backend.branches()
+    repository = store.backend._repo()  # type: ignore[attr-defined]
+    repository.delete_branch("try")
+    monkeypatch.setattr(names, "_list", lambda: {"main", "try", ".."})
+    assert dict(names) == {"main": store.snapshot}
 
 
 def test_damage_is_found_repaired_and_never_read(bucket: Bucket) -> None:
@@ -276,6 +354,11 @@ def test_storage_that_does_not_answer_is_no_damage(
     monkeypatch.setattr(far.backend.files, "fetch", fail)
     with pytest.raises(UnreachableError, match="does not answer"):
         far["points"][:]
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectFiles, "fetch", fail)
+        for check in (verify_all, kpstore.repair):
+            with pytest.raises(UnreachableError, match="does not answer"):
+                check(store.location)
     with pytest.raises(UnreachableError, match="there is no such bucket"):
         kpstore.open(store.location.replace(bucket.name, "kpstore-none"))
 
