@@ -29,8 +29,9 @@ from kpstore.backends.icechunk_versions import IcechunkVersions, first_version
 from kpstore.backends.object_address import parse_address
 from kpstore.backends.object_clients import icechunk_storage
 from kpstore.backends.object_files import ObjectFiles
-from kpstore.backends.object_lease import FREE, Held, Lease
+from kpstore.backends.object_lease import Held, Lease
 from kpstore.backends.object_names import ObjectNames
+from kpstore.backends.object_place import Making, delete_repository, is_incomplete
 from kpstore.backends.object_reading import Copies, ObjectReader
 from kpstore.backends.object_sidecar import MAIN_FILE, OWN, WRITER, ObjectSidecar
 from kpstore.backends.optional import CopiesPlace
@@ -48,9 +49,7 @@ if TYPE_CHECKING:
     from kpstore.backends.base import Backend
     from kpstore.backends.icechunk_ends import LastChunk
 
-_FOLDERS = ("refs", "snapshots", "transactions", "manifests", "chunks", "overwritten")
-"""What the names of a repository's objects begin with."""
-_BUILDING, _COMMIT = f"{OWN}building", f"{OWN}commit"
+_COMMIT = f"{OWN}commit"
 
 
 class IcechunkObjects(IcechunkVersions):
@@ -69,7 +68,7 @@ class IcechunkObjects(IcechunkVersions):
         super().__init__(str(address))
         self.files = ObjectFiles(address)
         self._building = building
-        self._making: Held | None = None
+        self._making: Making | None = None
         """Reserves the place of a store that was made and does not show yet."""
         self._reserved: Held | None = None
         self._copies: CopiesPlace | None = None
@@ -82,39 +81,31 @@ class IcechunkObjects(IcechunkVersions):
     def exists(self) -> bool:
         """Return whether there is a complete store."""
         return self.files.about(MAIN_FILE) is not None and (
-            self._building or not self._is_unfinished()
+            self._building or not is_incomplete(self.files)
         )
-
-    def _is_unfinished(self) -> bool:
-        try:
-            return self.files.read(_BUILDING) != FREE
-        except FileNotFoundError:
-            return False
 
     def create(self, attrs: Mapping[str, object], message: str) -> str:
         """Create an empty store."""
         guard_fork()
         self._keep_apart()
-        # While somebody else makes a store here, this says who.
-        making = Lease(self.files, _BUILDING).take("creating the store", wait=False)
+        making = Making(self.files)
         try:
-            if making.after:  # a process that was killed had begun one, and it never showed
-                self._clear(making)
-            if any(not one.name.startswith(OWN) for one in self.files.names()):
+            if not making.is_free():
                 raise self._taken()
+            making.hide()
             try:
                 snapshot = self._first_version(attrs, message)
+                if not self._building:
+                    making.show()
+                    return snapshot
             except BaseException:
                 with suppress(KpstoreError):
-                    self._clear(making)
+                    making.delete()
                 raise
         except BaseException:
             making.release()
             raise
-        if self._building:
-            self._making = making
-        else:
-            making.give_back()  # now it shows
+        self._making = making
         return snapshot
 
     def _keep_apart(self) -> None:
@@ -150,15 +141,6 @@ class IcechunkObjects(IcechunkVersions):
             f"{self.location} already exists and is not empty; choose another place for the store"
         )
 
-    def _clear(self, making: Held) -> None:
-        """Delete what a process had made here that holds, or held, the place alone.
-
-        Only what repositories consist of: all else is somebody's.
-        """
-        making.check()
-        for folder in _FOLDERS:
-            self.files.delete([one.name for one in self.files.names(folder)])
-
     def aside(self) -> IcechunkObjects:
         """Return a backend of the same place, whose store shows when it is moved here."""
         return IcechunkObjects(self.location, building=True)
@@ -170,7 +152,7 @@ class IcechunkObjects(IcechunkVersions):
             making, self._making = self._making, None
             if making is None:
                 raise NotFoundError(f"nothing was built at {self.location}")
-            making.give_back()
+            making.show()
         else:
             self._copy_to(target)
             self.remove()
@@ -181,12 +163,18 @@ class IcechunkObjects(IcechunkVersions):
             raise UnsupportedError(
                 f"{target.location}: a store moves only within its bucket; use 'kpstore convert'"
             )
-        with Lease(target.files, _BUILDING).held("moving a store", wait=False):
-            if any(not one.name.startswith(OWN) for one in target.files.names()):
+        making = Making(target.files)
+        try:
+            if not making.is_free():
                 raise target._taken()
+            making.hide()
             for one in self.files.names():
                 if not one.name.startswith(OWN):
                     target.files.write(one.name, self.files.read(one.name))
+            making.show()
+        except BaseException:
+            making.release()
+            raise
 
     def remove(self) -> None:
         """Remove the store, if it exists; of a temporary place, what was built there."""
@@ -194,14 +182,14 @@ class IcechunkObjects(IcechunkVersions):
             making, self._making = self._making, None
             if making is not None:
                 try:
-                    self._clear(making)
+                    making.delete()
                 finally:
                     making.release()
         elif self.files.about(MAIN_FILE) is not None:
             # First what makes it a store, so that nobody opens half of it.
             self.files.delete([MAIN_FILE])
-            for folder in (*_FOLDERS, OWN.rstrip("/")):
-                self.files.delete([one.name for one in self.files.names(folder)])
+            delete_repository(self.files)
+            self.files.delete([one.name for one in self.files.names(OWN.rstrip("/"))])
         self.close()
 
     def close(self) -> None:

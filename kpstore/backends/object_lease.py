@@ -73,7 +73,7 @@ class Lease:
                 continue
             holder, stored = found
             if _is_gone(holder) or self._age(stored) > STALE_S:
-                if mine.take_over(holder, stored):
+                if mine.take_over(stored):
                     break
                 continue
             if not wait:
@@ -105,12 +105,7 @@ class Lease:
 
 
 class Held:
-    """A reservation that this process has, or is about to take.
-
-    Attributes
-    ----------
-    after : what the holder had written from whom it was taken over; empty if it was free.
-    """
+    """A reservation that this process has, or is about to take."""
 
     def __init__(self, files: ObjectFiles, name: str, purpose: str) -> None:
         self._files, self._name = files, name
@@ -123,7 +118,6 @@ class Held:
             "started": _started(os.getpid()),
             "holder": uuid.uuid4().hex,
         }
-        self.after: dict[str, Any] = {}
         self._tag: str | None = None
         self._n_renewed = 0
         self._lock = threading.Lock()
@@ -152,10 +146,10 @@ class Held:
         self._tag = self._files.write_new(self._name, self._encoded()) or self._own_tag()
         return self._tag is not None
 
-    def take_over(self, holder: dict[str, Any], stored: Stored) -> bool:
+    def take_over(self, stored: Stored) -> bool:
         """Take it from a holder that has ended; False if another process was first."""
         found = self._files.replace(self._name, self._encoded(), stored.tag)
-        self._tag, self.after = found or self._own_tag(), holder
+        self._tag = found or self._own_tag()
         return self._tag is not None
 
     def keep(self) -> None:
@@ -181,9 +175,10 @@ class Held:
         """Renew it now; :class:`BusyError` if another process has taken it over."""
         self._renew()
         if self.is_lost:
-            raise self._lost()
+            raise self.lost()
 
-    def _lost(self) -> BusyError:
+    def lost(self) -> BusyError:
+        """Return the error for a reservation that another process has taken over."""
         return BusyError(
             f"{self._files.address} was reserved by this process, which did not renew that for "
             f"{STALE_S:.0f} s (it was stopped, or the storage did not answer), so that another one "
@@ -200,7 +195,7 @@ class Held:
                 self._files.replace(self._name, FREE, tag) is None
                 and self._files.read(self._name) != FREE
             ):
-                raise self._lost()
+                raise self.lost()
 
     def release(self) -> None:
         """Give it back, unless another process has it."""

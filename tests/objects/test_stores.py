@@ -223,9 +223,9 @@ def test_a_store_shows_when_it_is_complete(bucket: Bucket, tmp_path: Path) -> No
 def killed(place: IcechunkObjects) -> None:
     """Let it look as if the process had ended that makes a store at a place."""
     assert place._making is not None
-    place._making._end.set()
+    place._making._held._end.set()
     dead = {"machine": _machine(), "pid": 2**22, "purpose": "creating the store"}
-    place.files.write("kpstore/building", json.dumps(dead).encode())
+    place.files.write("kpstore/making", json.dumps(dead).encode())
 
 
 def test_what_a_killed_process_left_unfinished_is_made_again(bucket: Bucket) -> None:
