@@ -73,7 +73,7 @@ class Chunks(Protocol):
     def drop_copy(self, number: int) -> bool:
         """Remove the copy of a chunk that is far away, as it is not what was committed.
 
-        Return whether there was one: the chunk itself may be sound.
+        Return whether there may have been one: the chunk itself may be sound.
         """
 
     def bring(self, number: int) -> None:

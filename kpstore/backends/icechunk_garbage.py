@@ -24,11 +24,9 @@ from kpstore.backends.icechunk_ends import clear_ends
 from kpstore.backends.icechunk_equal import share_equal_chunks
 from kpstore.backends.icechunk_errors import translated
 from kpstore.backends.icechunk_manifests import chunks_of_manifest
-from kpstore.backends.icechunk_names import read_refs
+from kpstore.backends.icechunk_names import FOLDERS, read_refs
 from kpstore.backends.icechunk_records import VersionRecords
 from kpstore.errors import CorruptError, InvalidError
-
-FOLDERS = ("snapshots", "transactions", "manifests", "chunks")
 
 
 @dataclass(frozen=True)

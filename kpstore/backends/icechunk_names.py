@@ -19,6 +19,8 @@ from kpstore.errors import DAMAGE, CorruptError, InvalidError
 
 Kind = Literal["branch", "tag"]
 
+FOLDERS = ("snapshots", "transactions", "manifests", "chunks")
+"""Folders of a repository with files of versions and chunks."""
 _MARK = "xn--"
 _PLAIN = re.compile(r"[A-Za-z0-9._+-]+")
 """Names that Icechunk writes and lists unchanged."""

@@ -10,9 +10,10 @@ import icechunk
 
 from kpstore.backends.garbage import Before, Garbage
 from kpstore.backends.icechunk_errors import translated
-from kpstore.backends.icechunk_garbage import FOLDERS, Histories
+from kpstore.backends.icechunk_garbage import Histories
 from kpstore.backends.icechunk_home import CONFIG
 from kpstore.backends.icechunk_manifests import chunks_of_manifest
+from kpstore.backends.icechunk_names import FOLDERS
 from kpstore.backends.object_clients import icechunk_storage
 from kpstore.backends.object_files import Stored
 from kpstore.errors import CorruptError

@@ -149,10 +149,10 @@ class IcechunkObjects(IcechunkVersions):
         """Let a store show that was built at this place, or copy all objects to another one."""
         target = IcechunkObjects(location)
         if target.files.address == self.files.address:
-            making, self._making = self._making, None
-            if making is None:
+            if self._making is None:
                 raise NotFoundError(f"nothing was built at {self.location}")
-            making.show()
+            self._making.show()
+            self._making = None
         else:
             self._copy_to(target)
             self.remove()

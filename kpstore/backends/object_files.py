@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,15 +43,13 @@ class ObjectFiles:
 
     def __init__(self, address: ObjectAddress) -> None:
         self.address = address
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[ObjectFiles], tuple[ObjectAddress]]:
         return ObjectFiles, (self.address,)
 
     @cached_property
     def _client(self) -> ObjectStore:
-        with self._lock:
-            return object_client(self.address)
+        return object_client(self.address)
 
     @contextmanager
     def _told(self, doing: str) -> Iterator[None]:
@@ -145,10 +142,13 @@ class ObjectFiles:
         left = list(names)
         with self._told("not all objects were deleted"):
             for first in range(0, len(left), _AT_ONCE):
+                some = left[first : first + _AT_ONCE]
                 try:
-                    obstore.delete(self._client, left[first : first + _AT_ONCE])
-                except FileNotFoundError:
-                    continue
+                    obstore.delete(self._client, some)
+                except FileNotFoundError:  # which may have ended the request
+                    for name in some:
+                        with suppress(FileNotFoundError):
+                            obstore.delete(self._client, name)
 
 
 def _stored(found: Any) -> Stored:

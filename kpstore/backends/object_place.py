@@ -8,14 +8,15 @@ complete; under the lease it says that its maker was killed.
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 
+from kpstore.backends.icechunk_names import FOLDERS
 from kpstore.backends.object_files import ObjectFiles
 from kpstore.backends.object_lease import FREE, Lease
 from kpstore.backends.object_sidecar import OWN
+from kpstore.errors import BusyError
 
 _LEASE, _MARK = f"{OWN}making", f"{OWN}incomplete"
-_FOLDERS = ("refs", "snapshots", "transactions", "manifests", "chunks", "overwritten")
-"""What the names of a repository's objects begin with."""
 
 
 def is_incomplete(files: ObjectFiles) -> bool:
@@ -28,7 +29,7 @@ def is_incomplete(files: ObjectFiles) -> bool:
 
 def delete_repository(files: ObjectFiles) -> None:
     """Delete what repositories consist of; all else is somebody's."""
-    for folder in _FOLDERS:
+    for folder in ("refs", *FOLDERS, "overwritten"):
         files.delete([one.name for one in files.names(folder)])
 
 
@@ -79,7 +80,9 @@ class Making:
 
     def delete(self) -> None:
         """Delete what was made here, unless another process has taken the place over."""
-        if self._tag is not None:
+        if self._tag is None:
+            return
+        with suppress(BusyError):
             self._held.check()
             delete_repository(self._files)
             self._files.replace(_MARK, FREE, self._tag)

@@ -49,7 +49,7 @@ class Copies:
     def __init__(self, place: CopiesPlace, files: ObjectFiles) -> None:
         self._place, self._files = place, files
         address = files.address
-        # How it is reached is no part of it: another endpoint of the same bucket is the same store.
+        # Another server may have a bucket of that name; region and profile only lead to it.
         known = f"{address.scheme}://{address.bucket}/{address.prefix} {address.option('endpoint')}"
         self.folder = place.folder / COPIES / hashlib.sha256(known.encode()).hexdigest()[:20]
         self._n_new = 0
@@ -157,13 +157,14 @@ class ObjectReader:
         return ObjectPath(self, name)
 
     def drop(self, name: str) -> bool:
-        """Remove the copy of an object; return whether there was one."""
+        """Remove the copy of an object; return whether there may have been one.
+
+        Another process may have removed it to make room, while this one was about to open it.
+        """
         if self.copies is None:
             return False
-        try:
+        with suppress(OSError):
             self.copies.path(name).unlink()
-        except OSError:
-            return False
         return True
 
     def has_room(self, n_bytes: int) -> bool:

@@ -237,9 +237,9 @@ class ChunkArena:
                     self._wait()
             try:
                 by_chunk = self._by_chunk(todo)
-                self._chunks.ask(
-                    np.array([next(iter(part)) for part in by_chunk]) // self._per_chunk
-                )
+                if self._chunks.are_far:
+                    first = np.array([next(iter(part)) for part in by_chunk])
+                    self._chunks.ask(first // self._per_chunk)
                 for_parts(lambda parts, stop: self._decode(parts, claim, memory, stop), by_chunk)
             finally:
                 with self._lock:

@@ -271,8 +271,8 @@ class DecodedCache:
     def _copies(self) -> Iterator[CacheEntry]:
         """Yield copies of objects, those of each store together, under its address."""
         for folder in (self.folder / COPIES).glob("*/"):
-            files = [path.stat() for path in folder.iterdir()]
-            with suppress(OSError, UnicodeError):
+            with suppress(OSError, UnicodeError):  # as copies come and go
+                files = [path.stat() for path in folder.iterdir()]
                 name = (folder / COPIES_OF).read_text(encoding="utf-8")
                 size, used = sum(f.st_size for f in files), max(f.st_mtime for f in files)
                 yield CacheEntry("", name, size, used, folder)

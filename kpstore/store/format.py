@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from kpstore.backends.base import TEXT, ArrayMeta, ReadSession
 from kpstore.backends.checksums import TABLE
 from kpstore.backends.object_address import is_address
+from kpstore.backends.optional import KeepsCopies
+from kpstore.backends.places import OBJECTS
 from kpstore.budget import MemoryBudget
 from kpstore.errors import DAMAGE, CorruptError, InvalidError, KpstoreError, NotFoundError
 from kpstore.schema.feature import FeatureRows, FeatureSpec, Provenance, State
@@ -409,7 +411,5 @@ def _budget(location: str) -> MemoryBudget:
 
 
 def _objects_bytes(location: str) -> int:
-    from kpstore.backends.object_address import parse_address
-    from kpstore.backends.object_files import ObjectFiles
-
-    return sum(one.size for one in ObjectFiles(parse_address(location)).names())
+    backend = OBJECTS(location)
+    return sum(backend.sizes()) if isinstance(backend, KeepsCopies) else 0

@@ -21,6 +21,7 @@ from kpstore.backends.base import Codec
 from kpstore.backends.icechunk_objects import IcechunkObjects
 from kpstore.backends.object_files import ObjectFiles
 from kpstore.backends.object_lease import _machine
+from kpstore.backends.object_reading import ObjectReader
 from kpstore.errors import (
     BusyError,
     CorruptError,
@@ -412,3 +413,51 @@ def test_a_damaged_copy_is_fetched_again(bucket: Bucket, cache: Path, rows: int)
     for path in cache.rglob("chunks-*"):
         path.write_bytes(b"cut")
     np.testing.assert_array_equal(kpstore.open(store.location)["keypoints"][:], values)
+
+
+def test_a_copy_that_goes_before_it_is_opened_is_fetched_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = far_store(bucket, done=ALL)
+    expected = kpstore.open(store.location)["points"][:]
+    path, gone = ObjectReader.path, set[str]()
+
+    def path_of_what_goes(reader: ObjectReader, name: str) -> str:
+        found = path(reader, name)
+        if name.startswith("chunks/") and name not in gone:
+            gone.add(name)
+            Path(found).unlink()
+        return found
+
+    monkeypatch.setattr(ObjectReader, "path", path_of_what_goes)
+    np.testing.assert_array_equal(kpstore.open(store.location)["points"][:], expected)
+    assert gone
+
+
+_SILENT = """
+import os, signal, sys
+import numpy as np
+import kpstore
+store = kpstore.open(sys.argv[1], cache=sys.argv[3])
+view = store.frames("points")
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+view.ask(np.arange(len(view)))
+print("asked", flush=True)
+store["points"][:]
+"""
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_an_interrupt_ends_a_read_of_silent_storage(tmp_path: Path, cache: str) -> None:
+    fill(kpstore.create(tmp_path / "served" / "store.kps"), done=ALL, chunk_rows=16)
+    command = [sys.executable, "-m", "benchmarks.slow_storage", tmp_path / "served"]
+    with start([*command, "--delay-ms", "1"]) as server:
+        assert server.stdout is not None
+        endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        place = f"s3://bucket/store.kps?anonymous=true&endpoint={endpoint}"
+        with start([sys.executable, "-c", _SILENT, place, server.pid, cache]) as reader:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "asked\n"
+            reader.send_signal(signal.SIGINT)
+            assert "KeyboardInterrupt" in reader.communicate()[1]
+        server.kill()
